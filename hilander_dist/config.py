@@ -1,0 +1,247 @@
+"""Every option of hilander_dist: pydantic models from which the CLI flags, the YAML keys and the defaults come.
+
+Order of precedence: defaults, then the YAML file, then ``--set key=value``, then flags of their own (``--tau``).
+Nested keys are written with dots: ``--set model.encoder=gat``.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hilander_dist.errors import ConfigError
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class InputConfig(_Options):
+    """How the input is read."""
+
+    id_column: str = "id"
+    """Column with the row's id (string or integer). A .npy file has none: its row numbers are the ids."""
+
+    embedding_column: str = "embedding"
+    """Column with the embedding: a list or fixed-size list of float16 or float32."""
+
+    label_column: str = "label"
+    """Column with the class label (string or integer); needed to train, used for metrics where it exists."""
+
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of unusable rows above which the run stops before any work is done."""
+
+
+class ModelConfig(_Options):
+    """The shape of LANDER (algorithm.md 1.5, 1.6)."""
+
+    encoder: Literal["gcn", "gat"] = "gcn"
+    """Message passing: `gcn` (similarity-weighted mean) or `gat` (attention)."""
+
+    cluster_features: bool | None = None
+    """Feed the cluster's mean beside its peak's vector. Default: yes for gcn, no for gat, as in the paper."""
+
+    hidden: int = Field(default=512, ge=2, multiple_of=2)
+    """Width H of the encoder."""
+
+    num_conv: int = Field(default=1, ge=1, le=4)
+    """Number of graph convolutions."""
+
+    heads: int = Field(default=1, ge=1)
+    """Attention heads of the GAT encoder."""
+
+    backend: Literal["torch", "dgl"] = "torch"
+    """Library that passes the messages; both give equal results. `dgl` needs the extra of that name."""
+
+    @property
+    def uses_cluster_features(self) -> bool:
+        """Whether the network's input is [x ; c] instead of x."""
+        return self.encoder == "gcn" if self.cluster_features is None else self.cluster_features
+
+
+class TrainConfig(_Options):
+    """Meta-training (algorithm.md 2)."""
+
+    level_k: tuple[int, ...] = (10, 5, 3)
+    """One training hierarchy is built for each of these k (neighbours including self)."""
+
+    level_counts: tuple[int, ...] = (2, 3, 4)
+    """Number of levels of each of these hierarchies."""
+
+    merge_across_labels: bool = False
+    """Let nodes of different classes merge while the training hierarchy is built, as the reference does."""
+
+    epochs: int = Field(default=250, ge=1)
+    """Passes over the level-0 graph of the first hierarchy."""
+
+    batch_size: int = Field(default=4096, ge=1)
+    """Target nodes per optimiser step, over all workers together."""
+
+    lr: float = Field(default=0.01, gt=0)
+    """Peak learning rate of SGD; a cosine takes it to 1e-5."""
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
+
+    weight_decay: float = Field(default=1e-5, ge=0)
+    """L2 penalty on all parameters."""
+
+    balance: bool = True
+    """Undersample the majority among same-class and different-class edges, per batch."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """DDP workers."""
+
+    use_gpu: bool = False
+    """Train on GPUs, one per worker (NCCL); otherwise on CPUs (gloo)."""
+
+    @model_validator(mode="after")
+    def _one_count_per_k(self) -> Self:
+        if len(self.level_k) != len(self.level_counts) or not self.level_k:
+            raise ValueError("train.level_k and train.level_counts need one entry each per hierarchy")
+        if min(self.level_k) < 2 or min(self.level_counts) < 1:
+            raise ValueError("train.level_k must be at least 2 and train.level_counts at least 1")
+        return self
+
+
+class Config(_Options):
+    """All options of a run. The first ones are those that people meet first."""
+
+    k: int = Field(default=10, ge=2)
+    """Neighbours per node in the k-NN graph, the node itself included."""
+
+    tau: float = Field(default=0.8, ge=0, le=1)
+    """A link needs a predicted probability above this."""
+
+    max_levels: int = Field(default=10, ge=1)
+    """Number of levels after which the run stops."""
+
+    early_stop: bool = False
+    """Stop once a level adds more than 1 / (k - 1) of the previous level's links (the paper's rule)."""
+
+    compat: Literal["default", "reference"] = "default"
+    """`reference` reproduces the official code: flat search, strict density order, stop at k nodes."""
+
+    num_shards: int | None = Field(default=None, ge=1)
+    """Shards of level 0. Default: chosen from the data's size and the cluster. The result does not depend on it."""
+
+    target_recall: float = Field(default=0.98, gt=0, le=1)
+    """Recall of the k-NN graph against exact search that a run must reach; 1 searches exactly."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything that is random."""
+
+    input: InputConfig = InputConfig()
+    """How the input is read."""
+
+    model: ModelConfig = ModelConfig()
+    """The shape of LANDER. A checkpoint of our own carries it; an official .pth state dict needs it."""
+
+    train: TrainConfig = TrainConfig()
+    """Meta-training."""
+
+
+def load_config(
+    file: Path | None = None, overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Build the effective configuration.
+
+    Args:
+        file: YAML file with (some of) the keys.
+        overrides: ``key=value`` strings; the value is read as YAML.
+        flags: dotted keys to values, applied last; None values are left out.
+
+    Raises:
+        ConfigError: a file that is no YAML mapping, an unknown key (the nearest known one is named), a bad value.
+    """
+    raw: dict[str, Any] = {}
+    if file is not None:
+        raw = _read_yaml(file)
+    for item in overrides:
+        key, sign, value = item.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--set {item!r}: write it as key=value, for example --set tau=0.7")
+        try:
+            _put(raw, key.strip(), yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {item!r}: the value is not valid YAML") from None
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _put(raw, key, value)
+    return parse_config(raw)
+
+
+def parse_config(raw: Mapping[str, Any]) -> Config:
+    """Validate a mapping of options; see ``load_config`` for the errors."""
+    _refuse_unknown(raw, Config, "")
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "configuration"
+        raise ConfigError(f"{key}: {first['msg']} (got {first['input']!r})") from None
+
+
+def config_yaml(config: Config) -> str:
+    """The configuration as YAML, every key present."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def config_schema() -> str:
+    """The JSON schema of the configuration."""
+    return json.dumps(Config.model_json_schema(), indent=2)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"config file {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {file}: not valid YAML ({' '.join(str(error).split())})") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config file {file}: expected a mapping of keys to values")
+    return raw
+
+
+def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        nested = raw.setdefault(parent, {})
+        if not isinstance(nested, dict):
+            raise ConfigError(f"{dotted}: {parent} is a single value, not a group of keys")
+        raw = nested
+    raw[last] = value
+
+
+def _refuse_unknown(raw: Mapping[str, Any], model: type[BaseModel], prefix: str) -> None:
+    known = model.model_fields
+    for key, value in raw.items():
+        if key not in known:
+            everything = _all_keys(Config, "")
+            near = difflib.get_close_matches(prefix + str(key), everything, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"unknown option {prefix}{key}: did you mean {near[0]}? `hilander config` lists all options"
+            )
+        nested = known[key].annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{prefix}{key}: expected a group of keys ({', '.join(nested.model_fields)})")
+            _refuse_unknown(value, nested, f"{prefix}{key}.")
+
+
+def _all_keys(model: type[BaseModel], prefix: str) -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            keys += _all_keys(nested, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
