@@ -1,0 +1,1 @@
+"""The k-NN graph: quantizer, layout into shards, search kernel, distributed build."""

@@ -1,0 +1,221 @@
+"""The k-NN graph of a level over its shards: one quantizer, multi-probe, exact within the probed cells.
+
+A shard's queries go to every cell that they probe, wherever it lives: the task holds its own rows and fetches the other
+shards one after another. How many cells to probe is read off a sample: for sampled nodes the exact neighbours are searched
+in all shards, and the rank at which each one's cell is probed gives the recall of every ``nprobe`` at once.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hilander_dist.exchange import Starts, concat_blocks
+from hilander_dist.knn.kernel import empty_candidates, finish, search_part, search_rows
+from hilander_dist.knn.layout import CHUNK, Level, sample_rows
+from hilander_dist.knn.quantizer import probe_cells
+from hilander_dist.tasks import Block, Lazy, Ref, Tasks
+
+RECALL_SAMPLE = 1000
+"""Nodes searched exactly: at a recall of .98 the 95% interval is about +- .004."""
+
+SAMPLE_SALT = 0x5EED
+"""Keeps the recall sample apart from the quantizer's training sample."""
+
+
+@dataclass(frozen=True)
+class GraphStats:
+    """How a level's graph was searched, for the manifest."""
+
+    nlist: int
+    nprobe: int
+    recall: float
+    """Share of the sampled nodes' exact neighbours that are in the graph."""
+    recall_low: float
+    """Lower end of its 95% confidence interval."""
+    recall_sample: int
+    """Nodes in the sample."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def build_graph(
+    tasks: Tasks, level: Level, k: int, target_recall: float, seed: int, prefix: str
+) -> tuple[list[Ref], GraphStats]:
+    """Find each node's k - 1 nearest other nodes.
+
+    Args:
+        tasks: where to run.
+        level: the nodes.
+        k: neighbours including the node itself.
+        target_recall: recall to reach, by probing as many cells as that takes; 1 probes all cells.
+        seed: of the recall sample.
+        prefix: where the level's blocks are saved.
+
+    Returns:
+        Per shard a block of nbr_NK int64 positions (-1 pads) and sim_NK float32 (0 pads), each row by similarity
+        descending, then id; and how it was searched.
+    """
+    truth = _sample_truth(tasks, level, k, seed)
+    nprobe = level.nlist
+    if level.nlist > 1 and target_recall < 1:
+        nprobe = tasks.get(tasks.call(choose_nprobe, truth, level.centroids_CD, level.cell_start, target_recall))
+    # A task that waits for a block gives its CPU up, and Ray starts another worker: seconds. So blocks come first.
+    tasks.wait(level.nodes, f"{prefix} layout")
+    everything = Lazy(tuple(level.nodes))
+    graph = [
+        tasks.call(
+            search_shard,
+            s,
+            everything,
+            level.starts,
+            level.centroids_CD,
+            level.cell_start,
+            nprobe,
+            k - 1,
+            save=f"{prefix}/graph-{s:05d}.safetensors",
+        )
+        for s in range(level.shards)
+    ]
+    tasks.wait(graph, f"{prefix} knn graph")
+    hits = [tasks.call(_count_hits, truth, block, level.starts[s]) for s, block in enumerate(graph)]
+    per_node = np.concatenate(tasks.get(hits))
+    recall, low = mean_interval(per_node)
+    return graph, GraphStats(level.nlist, nprobe, recall, low, len(per_node))
+
+
+def search_shard(
+    shard: int,
+    everything: Lazy,
+    starts: Starts,
+    centroids_CD: np.ndarray,
+    cell_start: np.ndarray,
+    nprobe: int,
+    K: int,
+) -> Block:
+    """Neighbours of one shard's nodes in the cells that they probe.
+
+    Args:
+        shard: index of the shard.
+        everything: all shards' nodes, fetched one at a time.
+        starts: how the positions are cut into shards.
+        centroids_CD: the level's quantizer.
+        cell_start: int64 [nlist + 1].
+        nprobe: cells probed per node.
+        K: neighbours kept.
+    """
+    own = everything.get(shard)
+    query_ND, id_N = own["x_ND"], own["id_N"]
+    probe_NP = _probe_chunks(query_ND, centroids_CD, nprobe)
+    cells = np.unique(probe_NP)
+    filled = cells[cell_start[cells] < cell_start[cells + 1]]
+    first = np.searchsorted(starts, cell_start[filled], side="right") - 1
+    last = np.searchsorted(starts, cell_start[filled + 1] - 1, side="right") - 1
+    touched = {int(d) for lo, hi in zip(first, last, strict=True) for d in range(lo, hi + 1)}
+    candidates = empty_candidates(len(id_N), K)
+    # The own shard first: it holds most neighbours, and their similarities let later blocks be filtered early.
+    for d in [shard, *sorted(touched - {shard})]:
+        part = own if d == shard else everything.get(d)
+        search_part(query_ND, id_N, probe_NP, part["x_ND"], part["id_N"], starts[d], cell_start, candidates)
+    nbr_NK, sim_NK = finish(candidates)
+    return {"nbr_NK": nbr_NK, "sim_NK": sim_NK}
+
+
+def choose_nprobe(truth: Block, centroids_CD: np.ndarray, cell_start: np.ndarray, target_recall: float) -> int:
+    """The fewest probes whose recall on the sample reaches the target with its whole confidence interval.
+
+    Args:
+        truth: sampled nodes with their exact neighbours, see ``_merge_truth``.
+        centroids_CD: the quantizer.
+        cell_start: int64 [nlist + 1].
+        target_recall: the recall to reach.
+    """
+    nlist = len(centroids_CD)
+    order_MC = probe_cells(truth["x_ND"], centroids_CD, nlist)
+    rank_MC = np.empty_like(order_MC)
+    np.put_along_axis(rank_MC, order_MC, np.arange(nlist, dtype=order_MC.dtype)[None, :], axis=1)
+    real_MK = truth["nbr_NK"] >= 0
+    cell_MK = np.searchsorted(cell_start, truth["nbr_NK"], side="right") - 1
+    rank_MK = np.where(real_MK, np.take_along_axis(rank_MC, np.where(real_MK, cell_MK, 0), axis=1), nlist)
+    wanted_M = real_MK.sum(axis=1)
+    for nprobe in range(1, nlist):
+        found_M = (rank_MK < nprobe).sum(axis=1)
+        if mean_interval(found_M[wanted_M > 0] / wanted_M[wanted_M > 0])[1] >= target_recall:
+            return nprobe
+    return nlist
+
+
+def mean_interval(values_M: np.ndarray) -> tuple[float, float]:
+    """Mean, and the lower end of its 95% interval (normal approximation over nodes); 1 for no values."""
+    if len(values_M) == 0:
+        return 1.0, 1.0
+    mean = float(values_M.mean())
+    return mean, max(0.0, mean - 1.96 * float(values_M.std()) / math.sqrt(len(values_M)))
+
+
+def _probe_chunks(query_ND: np.ndarray, centroids_CD: np.ndarray, nprobe: int) -> np.ndarray:
+    """Probed cells, computed on full padded chunks so that they do not depend on the shard."""
+    probe_NP = np.empty((len(query_ND), nprobe), dtype=np.int32)
+    for at in range(0, len(query_ND), CHUNK):
+        chunk = query_ND[at : at + CHUNK]
+        padded = np.zeros((CHUNK, query_ND.shape[1]), dtype=np.float32)
+        padded[: len(chunk)] = chunk
+        probe_NP[at : at + CHUNK] = probe_cells(padded, centroids_CD, nprobe)[: len(chunk)]
+    return probe_NP
+
+
+def _sample_truth(tasks: Tasks, level: Level, k: int, seed: int) -> Ref:
+    """Exact neighbours of sampled nodes over all shards."""
+    share = RECALL_SAMPLE / level.n
+    picked = [
+        tasks.call(sample_rows_at, nodes, share, seed, start)
+        for nodes, start in zip(level.nodes, level.starts[:-1], strict=True)
+    ]
+    sample = tasks.call(_sorted_sample, picked)
+    found = [
+        tasks.call(_search_exactly, sample, nodes, start, k - 1)
+        for nodes, start in zip(level.nodes, level.starts[:-1], strict=True)
+    ]
+    return tasks.call(merge_truth, sample, found)
+
+
+def sample_rows_at(nodes: Block, share: float, seed: int, start: int) -> Block:
+    """The sampled nodes of a shard with their positions."""
+    picked = sample_rows({**nodes, "x_ND": np.arange(len(nodes["id_N"]))}, share, seed ^ SAMPLE_SALT)["x_ND"]
+    return {"id_N": nodes["id_N"][picked], "x_ND": nodes["x_ND"][picked], "position_N": picked + start}
+
+
+def _sorted_sample(picked: list[Block]) -> Block:
+    sample = concat_blocks(picked)
+    order = np.argsort(sample["id_N"])
+    return {name: array[order] for name, array in sample.items()}
+
+
+def _search_exactly(sample: Block, nodes: Block, start: int, K: int) -> Block:
+    """The K nearest rows of one shard, all of them looked at."""
+    M = len(sample["id_N"])
+    candidates = empty_candidates(M, K)
+    search_rows(sample["x_ND"], sample["id_N"], np.arange(M), nodes["x_ND"], nodes["id_N"], start, candidates)
+    nbr_NK, sim_NK = finish(candidates)
+    id_NK = np.where(nbr_NK >= 0, nodes["id_N"][np.maximum(nbr_NK - start, 0)], np.iinfo(np.int64).max)
+    return {"nbr_NK": nbr_NK, "sim_NK": sim_NK, "id_NK": id_NK}
+
+
+def merge_truth(sample: Block, found: list[Block]) -> Block:
+    """The K best of the shards' exact neighbours, by (similarity descending, id ascending)."""
+    sim, ids, nbr = (np.concatenate([block[name] for block in found], axis=1) for name in ("sim_NK", "id_NK", "nbr_NK"))
+    best = np.lexsort((ids, -sim), axis=1)[:, : found[0]["nbr_NK"].shape[1]]
+    return {**sample, "nbr_NK": np.take_along_axis(nbr, best, axis=1)}
+
+
+def _count_hits(truth: Block, graph: Block, start: int) -> np.ndarray:
+    """Share of the exact neighbours found, for each sampled node of this shard that has any."""
+    local = truth["position_N"] - start
+    here = (local >= 0) & (local < len(graph["nbr_NK"])) & (truth["nbr_NK"] >= 0).any(axis=1)
+    found = graph["nbr_NK"][local[here]]
+    want = truth["nbr_NK"][here]
+    hit = ((want[:, :, None] == found[:, None, :]) & (want >= 0)[:, :, None]).any(axis=2)
+    return np.asarray(hit.sum(axis=1) / (want >= 0).sum(axis=1))

@@ -1,0 +1,401 @@
+"""The k-nearest-neighbour search of queries over one part of the data: pure functions, exact within the probed cells.
+
+M queries, R rows of the part, C cells, P probes a query, K neighbours kept, D dimensions. Notable:
+
+- The matrix product only *filters*. A row whose approximate similarity lies further below the K-th best than float32
+  rounding can explain is dropped; every other row is scored again in the fixed order of `exact_sim` before it is
+  ranked. So the bits of the product (which change with the tile, the grouping of the queries and the cut into parts)
+  never reach the result, and one pass is exact: there is nothing to certify or to search again.
+- The K best so far are a heap under the total order (similarity desc, id asc), so any order of rows and parts ends in
+  the same K neighbours.
+- Queries that probe the same cell share one product. Each query's own cell goes first: it sets a K-th similarity that
+  filters nearly everything the other cells hold.
+- Memory beyond arguments and result: a tile of scores, one of gathered queries (1.25 MiB at D = 256), O(M P) integers.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+
+# One tile of scores (256 x 1024 float32 = 1 MiB) stays in the L2 cache between the product and the scan;
+# a cell of about 400 rows is one tile wide. Smaller tiles cost the product speed, larger ones the scan.
+TILE_QUERIES = 256
+TILE_ROWS = 1024
+# The scan counts the scores that reach the threshold in runs of this length (vector instructions),
+# and looks at single ones only where there are any.
+SCAN_RUN = 16
+# Rows that pass the filter wait in a buffer of 2 K + 64 before they are scored again.
+BUFFER_ROWS = 64
+
+
+class Candidates(NamedTuple):
+    """The K best rows found so far for each of M queries: a heap, worst first.
+
+    Free places have similarity 0, position -1 and id -1.
+    """
+
+    sim_MK: Float32
+    position_MK: Int64
+    id_MK: Int64
+
+
+def empty_candidates(n_queries: int, n_neighbours: int) -> Candidates:
+    """Return the candidates of `n_queries` queries (M) before any search, `n_neighbours` places each (K >= 1)."""
+    shape = (n_queries, n_neighbours)
+    return Candidates(np.zeros(shape, np.float32), np.full(shape, -1, np.int64), np.full(shape, -1, np.int64))
+
+
+def search_part(
+    queries_MD: Float32,
+    query_id_M: Int64,
+    probe_MP: NDArray[np.int32],
+    part_RD: Float32,
+    part_id_R: Int64,
+    part_start: int,
+    cell_start_C1: Int64,
+    candidates: Candidates,
+) -> None:
+    """Improve `candidates`, in place, by those rows of a part that lie in cells the query probes (algorithm.md 1.3, 4).
+
+    After all parts, in any order, each query holds exactly the K best rows of its probed cells by (similarity desc,
+    id asc), its own id excluded, similarity > 0 only. The result does not depend on how the rows are cut into parts or
+    the queries grouped into calls.
+
+    Args:
+        queries_MD: float32 unit rows. No zero rows: each would be scored against every row it probes, at full cost.
+        query_id_M: int64 ids of the queries; rows with the same id are skipped.
+        probe_MP: int32 cells that each query probes, without repeats, nearest first (the order matters for speed only).
+        part_RD: float32 unit rows, C-contiguous: positions `part_start` to `part_start` + R - 1 of the canonical order.
+        part_id_R: int64 ids of the rows, >= 0.
+        part_start: position of the part's first row.
+        cell_start_C1: int64, first position of each cell, then N; a cell may straddle parts.
+        candidates: those of `queries_MD`, from `empty_candidates` or from earlier parts.
+    """
+    # The own cell first, for a high K-th similarity; the other ranks together, as larger groups make faster products.
+    for ranks in (slice(0, 1), slice(1, None)):
+        for cell, query_G in _by_cell(probe_MP[:, ranks], part_start, len(part_RD), cell_start_C1):
+            first = max(int(cell_start_C1[cell]) - part_start, 0)
+            stop = min(int(cell_start_C1[cell + 1]) - part_start, len(part_RD))
+            search_rows(
+                queries_MD,
+                query_id_M,
+                query_G,
+                part_RD[first:stop],
+                part_id_R[first:stop],
+                part_start + first,
+                candidates,
+            )
+
+
+def search_rows(
+    queries_MD: Float32,
+    query_id_M: Int64,
+    query_G: Int64,
+    rows_RD: Float32,
+    row_id_R: Int64,
+    start: int,
+    candidates: Candidates,
+) -> None:
+    """Improve `candidates` (in place) of the queries numbered `query_G` by all `rows_RD`.
+
+    `start` is the position of the first row; else as `search_part`.
+    """
+    K = candidates.sim_MK.shape[1]
+    bound = rounding_bound(rows_RD.shape[1])
+    score = np.empty(TILE_QUERIES * TILE_ROWS, np.float32)
+    for group in _tiles(len(query_G), TILE_QUERIES):
+        query_Q = query_G[group]
+        q_QD = queries_MD[query_Q]
+        for tile in _tiles(len(rows_RD), TILE_ROWS):
+            tile_TD = rows_RD[tile]
+            score_QT = score[: len(q_QD) * len(tile_TD)].reshape(len(q_QD), len(tile_TD))
+            np.dot(q_QD, tile_TD.T, out=score_QT)
+            _scan_tile(
+                score_QT,
+                q_QD,
+                query_Q,
+                query_id_M,
+                tile_TD,
+                row_id_R[tile],
+                start + tile.start,
+                bound,
+                2 * K + 4 * BUFFER_ROWS,
+                *candidates,
+            )
+
+
+def finish(candidates: Candidates) -> tuple[Int64, Float32]:
+    """Return the neighbours of each query by (similarity desc, id asc).
+
+    Returns:
+        `nbr_MK` int64 positions, -1 where there is no further neighbour, and `sim_MK` float32, 0 there.
+    """
+    sim_MK, position_MK, id_MK = (array_MK.copy() for array_MK in candidates)
+    _sort_heaps(sim_MK, position_MK, id_MK)
+    return position_MK, sim_MK
+
+
+def rounding_bound(dim: int) -> float:
+    """Return how far the float32 inner product of two rows of norm <= 1.00005 can be from `exact_sim`.
+
+    Whatever the order of the sum, and fused or not, D products err by at most D u / (1 - D u) times the product of the
+    norms (u = 2**-24; Cauchy-Schwarz). Rounding `exact_sim` and the threshold of the scan to float32, and underflow,
+    add less than 4 u.
+    """
+    unit = 2.0**-24
+    return 1.0001 * dim * unit / (1 - dim * unit) + 4 * unit
+
+
+@njit(cache=True, nogil=True)
+def exact_sim(a_D: Float32, b_D: Float32) -> np.float32:
+    """Return the similarity of two float32 rows: products and their sum over ascending d in float64, then float32."""
+    total = 0.0
+    for d in range(a_D.shape[0]):
+        total += np.float64(a_D[d]) * np.float64(b_D[d])
+    return np.float32(total)
+
+
+def _tiles(n: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, n)) for first in range(0, n, size))
+
+
+def _by_cell(
+    probe_MP: NDArray[np.int32], part_start: int, n_rows: int, cell_start_C1: Int64
+) -> Iterator[tuple[int, Int64]]:
+    """Yield each cell that has rows in the part, with the ascending numbers of the queries that probe it."""
+    first = int(np.searchsorted(cell_start_C1, part_start, "right")) - 1
+    stop = int(np.searchsorted(cell_start_C1, part_start + n_rows, "left"))
+    query_E, rank_E = np.nonzero((probe_MP >= first) & (probe_MP < stop))
+    cell_E = probe_MP[query_E, rank_E]
+    order_E = np.argsort(cell_E, kind="stable")
+    cell_E, query_E = cell_E[order_E], query_E[order_E]
+    bounds = np.flatnonzero(np.diff(cell_E, prepend=-1, append=stop))
+    for lo, hi in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        cell = int(cell_E[lo])
+        if cell_start_C1[cell] < cell_start_C1[cell + 1]:
+            yield cell, query_E[lo:hi]
+
+
+@njit(cache=True, nogil=True)
+def _scan_tile(
+    score_QT: Float32,
+    q_QD: Float32,
+    query_Q: Int64,
+    query_id_M: Int64,
+    tile_TD: Float32,
+    tile_id_T: Int64,
+    start: int,
+    bound: float,
+    n_buffer: int,
+    sim_MK: Float32,
+    position_MK: Int64,
+    id_MK: Int64,
+) -> None:
+    """Filter one tile of approximate similarities and rank what passes.
+
+    A row can be among the K best only if its score reaches `threshold`, the larger of (K-th exact sim - bound)
+    and (least of `best_K` - 2 bound). `best_K` holds the K best values known, exact or approximate: K rows have an
+    exact similarity of at least its least value - bound.
+    """
+    Q, T = score_QT.shape
+    K = sim_MK.shape[1]
+    score_S = np.empty(n_buffer, np.float32)
+    row_S = np.empty(n_buffer, np.int64)
+    for i in range(Q):
+        m = query_Q[i]
+        n = 0
+        threshold = np.float32(sim_MK[m, 0] - bound)
+        for first in range(0, T, SCAN_RUN):
+            stop = min(first + SCAN_RUN, T)
+            if _count_reaching(score_QT[i, first:stop], threshold) == 0:
+                continue
+            if n + SCAN_RUN > n_buffer:
+                threshold, n = _thin_out(threshold, bound, score_S, row_S, n, K)
+                if n + SCAN_RUN > n_buffer:  # Many ties: only exact similarities and ids can thin them out.
+                    _rank_exactly(q_QD[i], tile_TD, tile_id_T, start, row_S, n, sim_MK[m], position_MK[m], id_MK[m])
+                    n = 0
+                    threshold = np.float32(sim_MK[m, 0] - bound)
+            own = query_id_M[m]
+            for t in range(first, stop):
+                score_S[n] = score_QT[i, t]
+                row_S[n] = t
+                n += np.int64(score_QT[i, t] >= threshold) & np.int64(tile_id_T[t] != own)
+        if n > 0:
+            threshold, n = _thin_out(threshold, bound, score_S, row_S, n, K)
+            _rank_exactly(q_QD[i], tile_TD, tile_id_T, start, row_S, n, sim_MK[m], position_MK[m], id_MK[m])
+
+
+@njit(cache=True, nogil=True)
+def _thin_out(threshold, bound, score_S, row_S, n, K):
+    if n <= K:
+        return threshold, n
+    threshold = max(threshold, np.float32(_kth_largest(score_S[:n], K) - 2 * bound))
+    return threshold, _drop_below(threshold, score_S, row_S, n)
+
+
+@njit(cache=True, nogil=True)
+def _kth_largest(value_N, k):
+    n = value_N.shape[0]
+    scratch = np.empty((2,n), np.float32)
+    high, low = scratch[0], scratch[1]
+    now = value_N
+    while True:
+        x, y, z = now[0], now[n // 2], now[n - 1]
+        pivot = max(min(x, y), min(max(x, y), z))
+        n_high = 0
+        n_low = 0
+        for j in range(n):
+            value = now[j]
+            high[n_high] = value
+            low[n_low] = value
+            n_high += value > pivot
+            n_low += value < pivot
+        if k <= n_high:
+            now = high
+            n = n_high
+        elif k <= n - n_low:
+            return pivot
+        else:
+            k -= n - n_low
+            now = low
+            n = n_low
+
+
+@njit(cache=True, nogil=True)
+def _count_reaching(score_T: Float32, threshold: np.float32) -> int:
+    """Count the scores that reach the threshold: without a branch, so that it compiles to vector instructions."""
+    count = 0
+    for t in range(score_T.shape[0]):
+        count += score_T[t] >= threshold
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _drop_below(threshold: np.float32, score_S: Float32, row_S: Int64, n: int) -> int:
+    """Keep those of the first n buffered rows that still reach the threshold; return how many."""
+    kept = 0
+    for j in range(n):
+        if score_S[j] >= threshold:
+            score_S[kept] = score_S[j]
+            row_S[kept] = row_S[j]
+            kept += 1
+    return kept
+
+
+@njit(cache=True, nogil=True)
+def _replace_least(heap_K: Float32, value: np.float32) -> None:
+    """Replace the least value of a heap (at index 0) by a larger one."""
+    K = heap_K.shape[0]
+    place = 0
+    while True:
+        child = 2 * place + 1
+        if child >= K:
+            break
+        if child + 1 < K and heap_K[child + 1] < heap_K[child]:
+            child += 1
+        if heap_K[child] >= value:
+            break
+        heap_K[place] = heap_K[child]
+        place = child
+    heap_K[place] = value
+
+
+# "contract" fuses product and sum. That changes no bit: the float64 product of two float32 is exact.
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _rank_exactly(
+    q_D: Float32,
+    tile_TD: Float32,
+    tile_id_T: Int64,
+    start: int,
+    row_S: Int64,
+    n: int,
+    sim_K: Float32,
+    position_K: Int64,
+    id_K: Int64,
+) -> None:
+    """Score the first n buffered rows exactly; each that beats the worst neighbour of the query takes its place.
+
+    Eight rows at a time: independent sums hide the latency of the additions. Each is in ascending d, as in `exact_sim`.
+    """
+    D = q_D.shape[0]
+    sim_8 = np.empty(8, np.float32)
+    for first in range(0, n, 8):
+        last = n - 1
+        r0, r1, r2, r3 = (
+            row_S[first],
+            row_S[min(first + 1, last)],
+            row_S[min(first + 2, last)],
+            row_S[min(first + 3, last)],
+        )
+        r4, r5, r6, r7 = (
+            row_S[min(first + 4, last)],
+            row_S[min(first + 5, last)],
+            row_S[min(first + 6, last)],
+            row_S[min(first + 7, last)],
+        )
+        s0, s1, s2, s3, s4, s5, s6, s7 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for d in range(D):
+            q = np.float64(q_D[d])
+            s0 += q * np.float64(tile_TD[r0, d])
+            s1 += q * np.float64(tile_TD[r1, d])
+            s2 += q * np.float64(tile_TD[r2, d])
+            s3 += q * np.float64(tile_TD[r3, d])
+            s4 += q * np.float64(tile_TD[r4, d])
+            s5 += q * np.float64(tile_TD[r5, d])
+            s6 += q * np.float64(tile_TD[r6, d])
+            s7 += q * np.float64(tile_TD[r7, d])
+        sim_8[0], sim_8[1], sim_8[2], sim_8[3] = s0, s1, s2, s3
+        sim_8[4], sim_8[5], sim_8[6], sim_8[7] = s4, s5, s6, s7
+        for j in range(first, min(first + 8, n)):
+            row = row_S[j]
+            _offer(sim_8[j - first], start + row, tile_id_T[row], sim_K, position_K, id_K)
+
+
+@njit(cache=True, nogil=True)
+def _offer(sim: np.float32, position: int, id_: int, sim_K: Float32, position_K: Int64, id_K: Int64) -> None:
+    """Put a row in the place of the worst neighbour (index 0 of the heap) if it is better by (sim desc, id asc)."""
+    if sim > sim_K[0] or (sim == sim_K[0] and id_ < id_K[0]):
+        _replace_worst(sim, position, id_, sim_K, position_K, id_K)
+
+
+@njit(cache=True, nogil=True)
+def _sort_heaps(sim_MK: Float32, position_MK: Int64, id_MK: Int64) -> None:
+    """Sort each heap, best first."""
+    M, K = sim_MK.shape
+    for m in range(M):
+        for last in range(K - 1, 0, -1):
+            sim, position, id_ = sim_MK[m, 0], position_MK[m, 0], id_MK[m, 0]
+            _replace_worst(
+                sim_MK[m, last],
+                position_MK[m, last],
+                id_MK[m, last],
+                sim_MK[m, :last],
+                position_MK[m, :last],
+                id_MK[m, :last],
+            )
+            sim_MK[m, last], position_MK[m, last], id_MK[m, last] = sim, position, id_
+
+
+@njit(cache=True, nogil=True)
+def _replace_worst(sim: np.float32, position: int, id_: int, sim_K: Float32, position_K: Int64, id_K: Int64) -> None:
+    """Replace the worst of a heap, at index 0, and restore its order."""
+    K = sim_K.shape[0]
+    place = 0
+    while True:
+        child = 2 * place + 1
+        if child >= K:
+            break
+        other = child + 1
+        if other < K and (sim_K[other] < sim_K[child] or (sim_K[other] == sim_K[child] and id_K[other] > id_K[child])):
+            child = other
+        if sim_K[child] > sim or (sim_K[child] == sim and id_K[child] < id_):
+            break
+        sim_K[place], position_K[place], id_K[place] = sim_K[child], position_K[child], id_K[child]
+        place = child
+    sim_K[place], position_K[place], id_K[place] = sim, position, id_

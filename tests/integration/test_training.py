@@ -1,0 +1,108 @@
+"""Meta-training on a real local Ray: one worker, two workers, and two workers of which one dies."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from hilander_dist.config import ModelConfig, TrainConfig
+from hilander_dist.errors import ClusterError, InputError
+from hilander_dist.lander import training
+from hilander_dist.lander.checkpoint import load_checkpoint
+from hilander_dist.lander.level_graphs import LevelGraph, ground_truth_density
+
+# Ray Train imports Ray Data, whose defaults trip over their own deprecations.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
+
+MODEL = ModelConfig(hidden=16)
+TRAIN = TrainConfig(epochs=6, batch_size=64, lr=0.05)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}},
+    )
+    yield
+    ray.shutdown()
+
+
+def make_graph(nodes: int, seed: int) -> LevelGraph:
+    """Points around 10 centres, with their exact 5 nearest neighbours."""
+    rng = np.random.default_rng(seed)
+    label_N = np.sort(rng.integers(0, 10, nodes))
+    x_ND = rng.normal(size=(10, 8))[label_N] + 0.8 * rng.normal(size=(nodes, 8))
+    x_ND = (x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)).astype(np.float32)
+    sim_NN = x_ND @ x_ND.T
+    np.fill_diagonal(sim_NN, -np.inf)
+    nbr_NK = np.argsort(-sim_NN, axis=1)[:, :5]
+    sim_NK = np.take_along_axis(sim_NN, nbr_NK, axis=1)
+    nbr_NK, sim_NK = np.where(sim_NK > 0, nbr_NK, -1), np.maximum(sim_NK, 0)
+    gt_density_N = ground_truth_density(nbr_NK, sim_NK, label_N, label_N[nbr_NK])
+    return LevelGraph(x_ND, x_ND, nbr_NK, sim_NK, label_N, gt_density_N)
+
+
+def load_graphs(uris: list[str]) -> list[LevelGraph]:
+    """Two levels. The second has 129 nodes: with two workers, its last batch of one node leaves one of them empty-handed."""
+    return [make_graph(300, 0), make_graph(129, 1)]
+
+
+def load_graphs_then_die(uris: list[str]) -> list[LevelGraph]:
+    """As load_graphs, but the first process to see a checkpoint ends itself, once; the folder is the first URI."""
+    training.REPORT_EVERY_S = 0.0
+
+    def die_once() -> None:
+        while not list(Path(uris[0]).glob("run/checkpoint_*/model.safetensors")):
+            time.sleep(0.01)
+        try:
+            Path(uris[0], "died").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os._exit(1)
+
+    threading.Thread(target=die_once, daemon=True).start()
+    return load_graphs(uris)
+
+
+def load_nothing(uris: list[str]) -> list[LevelGraph]:
+    raise InputError(f"{uris[0]}: no such level graph")
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestFit:
+    def test_one_and_two_workers_and_a_death_give_one_curve(self, tmp_path: Path) -> None:
+        two = TRAIN.model_copy(update={"num_workers": 2})
+        alone = training.fit(load_graphs, [], 8, MODEL, TRAIN, 5, str(tmp_path / "one"), "run")
+        pair = training.fit(load_graphs, [], 8, MODEL, two, 5, str(tmp_path / "two"), "run")
+        folder = tmp_path / "three"
+        mended = training.fit(load_graphs_then_die, [str(folder)], 8, MODEL, two, 5, str(folder), "run")
+
+        assert (folder / "died").exists()
+        assert mended == pair
+        assert len(alone.loss_E) == TRAIN.epochs
+        assert alone.loss_E[-1] < alone.loss_E[0]
+        np.testing.assert_allclose(pair.loss_E, alone.loss_E, atol=1e-5)
+        one, other = (load_checkpoint(found.checkpoint, "test", MODEL).state_dict() for found in (alone, pair))
+        for key, value in one.items():
+            np.testing.assert_allclose(value, other[key], atol=1e-5)
+
+        again = training.fit(load_nothing, [], 8, MODEL, two, 5, str(folder), "run")
+        assert again == mended
+
+    def test_errors_of_the_loader_arrive_as_they_are(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="^a: no such level graph$"):
+            training.fit(load_nothing, ["a"], 8, MODEL, TRAIN, 5, str(tmp_path), "run")
+
+    def test_too_few_cpus_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ClusterError, match="train.num_workers=3: the cluster has 2 CPUs"):
+            training.fit(
+                load_graphs, [], 8, MODEL, TRAIN.model_copy(update={"num_workers": 3}), 5, str(tmp_path), "run"
+            )

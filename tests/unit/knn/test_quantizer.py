@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hilander_dist.knn.kernel import Float32
+from hilander_dist.knn.quantizer import (
+    MAX_SAMPLE,
+    assign_cells,
+    choose_nlist,
+    probe_cells,
+    train_quantizer,
+    training_sample_size,
+)
+
+
+def clustered_rows(n: int, dim: int, seed: int) -> Float32:
+    rng = np.random.default_rng(seed)
+    centre_CD = rng.standard_normal((max(n // 30, 1), dim))
+    rows = centre_CD[rng.integers(0, len(centre_CD), n)] + 0.2 * rng.standard_normal((n, dim))
+    unit_ND: Float32 = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return unit_ND
+
+
+def ranked_cells(q_MD: Float32, centroids_CD: Float32) -> list[list[int]]:
+    """All cells of each query by (similarity desc, cell asc), from the definition."""
+    total_MC = np.zeros((len(q_MD), len(centroids_CD)))
+    for d in range(q_MD.shape[1]):
+        total_MC += q_MD[:, d, None].astype(np.float64) * centroids_CD[:, d].astype(np.float64)
+    sim_MC = total_MC.astype(np.float32)
+    return [sorted(range(len(sim_C)), key=lambda c: (-sim_C[c], c)) for sim_C in sim_MC]
+
+
+@pytest.mark.parametrize(("n", "nlist"), [(1, 1), (8191, 1), (8192, 20), (200_000, 500)])
+def test_choose_nlist(n: int, nlist: int) -> None:
+    assert choose_nlist(n) == nlist
+
+
+def test_training_sample_grows_with_the_cells_up_to_a_ceiling() -> None:
+    assert training_sample_size(10) == 640
+    assert training_sample_size(1_000_000) == MAX_SAMPLE
+
+
+def test_training_does_not_depend_on_the_order_of_the_sample_and_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    sample_SD = clustered_rows(1200, 16, 0)
+    centroids_CD = train_quantizer(sample_SD, 40, seed=7)
+    again_CD = train_quantizer(sample_SD[np.random.default_rng(1).permutation(1200)], 40, seed=7)
+    np.testing.assert_array_equal(centroids_CD.view(np.int32), again_CD.view(np.int32))
+    assert not np.array_equal(centroids_CD, train_quantizer(sample_SD, 40, seed=8))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_centroids_are_distinct_unit_rows_and_every_cell_holds_sample_rows() -> None:
+    sample_SD = clustered_rows(1000, 16, 2)
+    centroids_CD = train_quantizer(sample_SD, 60, seed=0)
+    assert centroids_CD.dtype == np.float32
+    assert 30 < len(centroids_CD) <= 60
+    assert len(np.unique(centroids_CD, axis=0)) == len(centroids_CD)
+    np.testing.assert_allclose(np.linalg.norm(centroids_CD, axis=1), 1, atol=1e-6)
+    assert set(assign_cells(sample_SD, centroids_CD).tolist()) == set(range(len(centroids_CD)))
+
+
+def test_cells_gather_similar_rows() -> None:
+    sample_SD = clustered_rows(2000, 32, 3)
+    centroids_CD = train_quantizer(sample_SD, 64, seed=0)
+    own_S = np.einsum("sd,sd->s", sample_SD, centroids_CD[assign_cells(sample_SD, centroids_CD)])
+    random_CD = sample_SD[np.random.default_rng(0).choice(2000, 64, replace=False)]
+    random_S = np.einsum("sd,sd->s", sample_SD, random_CD[assign_cells(sample_SD, random_CD)])
+    assert own_S.mean() > random_S.mean() + 0.02
+
+
+def test_consecutive_cells_are_close() -> None:
+    # Cells on a circle: an order that keeps neighbours together crosses it a few times, a random order at every step.
+    angle_S = np.random.default_rng(0).uniform(0, 2 * np.pi, 4000)
+    sample_SD = np.stack([np.cos(angle_S), np.sin(angle_S)], axis=1).astype(np.float32)
+    centroids_CD = train_quantizer(sample_SD, 64, seed=0)
+    step_C = np.einsum("cd,cd->c", centroids_CD[:-1], centroids_CD[1:])
+    assert (step_C > np.cos(2 * np.pi / 8)).mean() > 0.8
+
+
+@pytest.mark.parametrize("n_distinct", [1, 2, 5, 8])
+def test_fewer_distinct_rows_than_cells_give_one_cell_each(n_distinct: int, capfd: pytest.CaptureFixture[str]) -> None:
+    distinct_SD = clustered_rows(n_distinct, 6, 4)
+    sample_SD = np.repeat(distinct_SD, 50, axis=0)
+    centroids_CD = train_quantizer(sample_SD, 8, seed=0)
+    assert sorted(centroids_CD.tolist()) == sorted(distinct_SD.tolist())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_sample_of_opposite_rows_trains() -> None:
+    # One cell over opposite rows has a mean near zero.
+    rows = clustered_rows(50, 4, 5)
+    centroids_CD = train_quantizer(np.concatenate([rows, -rows]), 1, seed=0)
+    np.testing.assert_allclose(np.linalg.norm(centroids_CD, axis=1), 1, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dim=st.sampled_from([1, 2, 8, 33]),
+    n_cells=st.integers(1, 30),
+    equal=st.booleans(),
+)
+def test_cells_equal_the_definition_however_rows_are_grouped(seed: int, dim: int, n_cells: int, equal: bool) -> None:
+    rng = np.random.default_rng(seed)
+    centroids_CD = clustered_rows(n_cells, dim, seed)
+    if equal:  # ties, and centroids apart by one rounding
+        centroids_CD[rng.integers(0, n_cells, n_cells // 2)] = centroids_CD[0]
+        centroids_CD[-1] = np.nextafter(centroids_CD[0], np.float32(2))
+    x_ND = clustered_rows(40, dim, seed + 1)
+    nprobe = int(rng.integers(1, n_cells + 1))
+    expected = ranked_cells(x_ND, centroids_CD)
+
+    cuts = np.sort(rng.integers(0, 41, 3))
+    cells_N = np.concatenate([assign_cells(group, centroids_CD) for group in np.split(x_ND, cuts)])
+    assert cells_N.dtype == np.int32
+    assert cells_N.tolist() == [cells[0] for cells in expected]
+    probe_NP = np.concatenate([probe_cells(group, centroids_CD, nprobe) for group in np.split(x_ND, cuts)])
+    assert probe_NP.tolist() == [cells[:nprobe] for cells in expected]
+    assert (np.sort(probe_cells(x_ND, centroids_CD, n_cells), axis=1) == np.arange(n_cells)).all()
