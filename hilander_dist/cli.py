@@ -1,0 +1,161 @@
+"""The command line: ``hilander train | cluster | evaluate | config | demo``.
+
+Results go to stdout, log lines and progress to stderr. Exit codes: 0 success, 2 a mistake that the user can mend (one
+line says which), 1 anything else. Options come from defaults, then ``--config``, then ``--set``, then flags.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hilander_dist.config import Config, config_schema, config_yaml, load_config
+from hilander_dist.errors import HilanderError
+from hilander_dist.monitor.log import configure_log
+
+app = typer.Typer(
+    help="Hierarchical clustering of image embeddings with Hi-LANDER on a Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Input = Annotated[str, typer.Option("--input", help="Parquet file, directory or glob, or .npy; local or s3://")]
+Output = Annotated[str, typer.Option("--output", help="directory for the result; local or s3://")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with options")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="set an option; repeatable")]
+Address = Annotated[str | None, typer.Option("--address", help="Ray cluster; default RAY_ADDRESS, else a local Ray")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks and the workers' log")]
+Seed = Annotated[int | None, typer.Option("--seed", help="seed of everything random")]
+Shards = Annotated[int | None, typer.Option("--num-shards", help="shards of level 0; the result does not depend on it")]
+
+
+@app.command()
+def train(
+    input_uri: Input,
+    output_uri: Output,
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="passes over the level-0 graph")] = None,
+    num_workers: Annotated[int | None, typer.Option("--num-workers", help="DDP workers")] = None,
+    seed: Seed = None,
+    num_shards: Shards = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Meta-train LANDER on labelled embeddings; writes model.safetensors in the output directory."""
+    with _reported(debug):
+        from hilander_dist.pipeline.train import run_train_job
+
+        flags = {"train.epochs": epochs, "train.num_workers": num_workers, "seed": seed, "num_shards": num_shards}
+        config = load_config(config_file, overrides or (), flags)
+        run_train_job(input_uri, output_uri, config, address, debug)
+
+
+@app.command()
+def cluster(
+    input_uri: Input,
+    model_uri: Annotated[str, typer.Option("--model", help="checkpoint, the directory of `hilander train`, or .pth")],
+    output_uri: Output,
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    k: Annotated[int | None, typer.Option("--k", help="neighbours per node, itself included")] = None,
+    tau: Annotated[float | None, typer.Option("--tau", help="a link needs a probability above this")] = None,
+    max_levels: Annotated[int | None, typer.Option("--max-levels", help="levels after which to stop")] = None,
+    target_recall: Annotated[float | None, typer.Option("--target-recall", help="recall of the k-NN graph")] = None,
+    seed: Seed = None,
+    num_shards: Shards = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Cluster embeddings into a hierarchy; writes assignments/, clusters/ and manifest.json in the output directory."""
+    with _reported(debug):
+        from hilander_dist.pipeline.cluster import run_cluster_job
+
+        flags = {
+            "k": k,
+            "tau": tau,
+            "max_levels": max_levels,
+            "target_recall": target_recall,
+            "seed": seed,
+            "num_shards": num_shards,
+        }
+        config = load_config(config_file, overrides or (), flags)
+        run_cluster_job(input_uri, model_uri, output_uri, config, address, debug)
+
+
+@app.command()
+def evaluate(
+    assignments_uri: Annotated[str, typer.Option("--assignments", help="output directory of `cluster`, or its files")],
+    labels_uri: Annotated[str, typer.Option("--labels", help="Parquet with columns id and label")],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    debug: Debug = False,
+) -> None:
+    """Score clusters against labels: pairwise, BCubed and NMI, final and per level."""
+    with _reported(debug):
+        from hilander_dist.evaluate import format_scores
+        from hilander_dist.pipeline.evaluate import evaluate_uris
+
+        result = evaluate_uris(assignments_uri, labels_uri)
+        typer.echo(json.dumps(result) if as_json else format_scores(result))
+
+
+@app.command("config")
+def show_config(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of all options instead")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print the effective configuration as YAML."""
+    with _reported(debug):
+        config: Config = load_config(config_file, overrides or ())
+        typer.echo(config_schema() if schema else config_yaml(config).rstrip())
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[
+        Path | None, typer.Option("--output", help="where to write; default a new temporary one")
+    ] = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Train on five classes of handwritten digits, cluster the other five, and compare with DBSCAN and HAC."""
+    with _reported(debug):
+        from hilander_dist.pipeline.demo import run_demo
+
+        where = output_dir or Path(tempfile.mkdtemp(prefix="hilander-demo-"))
+        typer.echo(run_demo(where, address, debug))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; ends the process with the command's exit code."""
+    app(args=None if argv is None else list(argv))
+
+
+@contextmanager
+def _reported(debug: bool) -> Iterator[None]:
+    """Turn errors into one line and an exit code; with ``debug`` into a traceback."""
+    configure_log(debug)
+    try:
+        yield
+    except Exception as error:
+        if debug:
+            raise
+        sys.stdout.flush()
+        text = " ".join(str(error).split())
+        if isinstance(error, HilanderError):
+            typer.echo(f"error: {text}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        typer.echo(f"internal error: {type(error).__name__}: {text[:500]} (--debug shows the traceback)", err=True)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    main()

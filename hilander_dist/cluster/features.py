@@ -1,0 +1,54 @@
+"""Cluster features: member sums in fixed point, so that their bits do not depend on who adds what first (algorithm.md 4)."""
+
+import numba
+import numpy as np
+
+from hilander_dist.tasks import Block
+
+FIXED_POINT = float(2**40)
+"""Scale of the int64 sums: unit rows to 2**-41, and room for 8 million members (2**63 / 2**40) before an overflow."""
+
+
+def cluster_means(nodes: Block) -> np.ndarray:
+    """Cluster features c_ND float32: members' sums over counts, divided in float64; x itself at level 0."""
+    if "sum_ND" not in nodes:
+        return nodes["x_ND"]
+    return (nodes["sum_ND"] / (nodes["count_N"][:, None] * FIXED_POINT)).astype(np.float32)
+
+
+def member_sums(nodes: Block, group_N: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sum the members of nodes by group.
+
+    Args:
+        nodes: a level's block: x_ND at level 0, sum_ND and count_N above.
+        group_N: int64 group of each node, 0 .. groups - 1.
+        groups: number of groups G.
+
+    Returns:
+        ``sum_GD`` int64 fixed point and ``count_G`` int64, over original samples.
+    """
+    count_G = np.zeros(groups, dtype=np.int64)
+    sum_GD = np.zeros((groups, nodes["x_ND"].shape[1]), dtype=np.int64)
+    if "sum_ND" in nodes:
+        np.add.at(count_G, group_N, nodes["count_N"])
+        _add_sums(nodes["sum_ND"], group_N, sum_GD)
+    else:
+        np.add.at(count_G, group_N, 1)
+        _add_rows(nodes["x_ND"], group_N, sum_GD)
+    return sum_GD, count_G
+
+
+@numba.njit(cache=True)
+def _add_rows(x_ND, group_N, sum_GD):  # type: ignore[no-untyped-def]
+    for n in range(len(group_N)):
+        g = group_N[n]
+        for d in range(x_ND.shape[1]):
+            sum_GD[g, d] += np.int64(np.rint(np.float64(x_ND[n, d]) * FIXED_POINT))
+
+
+@numba.njit(cache=True)
+def _add_sums(part_ND, group_N, sum_GD):  # type: ignore[no-untyped-def]
+    for n in range(len(group_N)):
+        g = group_N[n]
+        for d in range(part_ND.shape[1]):
+            sum_GD[g, d] += part_ND[n, d]

@@ -1,0 +1,177 @@
+"""LANDER over the shards of a level, layer by layer (algorithm.md 1.5 to 1.7).
+
+Each node's message and projection are computed once, at its owner, and each edge once. A *table* is a shard's own rows
+followed by its halo: the rows of other shards that its edges point to. The halo is planned once a level; then messages
+travel once per layer, and source projections once. Products run on full padded chunks (architecture.md, invariant 1).
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hilander_dist.cluster.features import cluster_means
+from hilander_dist.exchange import Starts, serve_rows, split_keys, take_rows, unpack
+from hilander_dist.knn.layout import CHUNK, Level
+from hilander_dist.lander.model import Lander
+from hilander_dist.tasks import Block, Ref, Tasks
+
+
+@dataclass(frozen=True)
+class Halo:
+    """Which rows each shard reads from which other, for one level's graph."""
+
+    starts: Starts
+    local: list[Ref]
+    """Per shard nbr_NK int64 as rows of its table, -1 pads."""
+    needs: list[list[Ref]]
+    """needs[a][d]: ascending positions that shard a reads from shard d; none from itself."""
+
+    def tables(self, tasks: Tasks, blocks: list[Ref]) -> list[list[Ref]]:
+        """Per shard the halo rows of a column block, in the order of its needs."""
+        if len(blocks) == 1:
+            return [[]]
+        return serve_rows(tasks, self.needs, blocks, self.starts, take_rows)
+
+
+def plan_halo(tasks: Tasks, level: Level, graph: list[Ref]) -> Halo:
+    """Find out which rows travel."""
+    S = level.shards
+    local, needs = [], []
+    for s, block in enumerate(graph):
+        first, *rest = tasks.call(_plan_shard, block, s, level.starts, returns=1 + S)
+        local.append(first)
+        needs.append(rest)
+    return Halo(level.starts, local, needs)
+
+
+def score_level(
+    tasks: Tasks, model: Lander, model_ref: Ref, level: Level, graph: list[Ref], halo: Halo, prefix: str
+) -> list[Ref]:
+    """Run LANDER over a level.
+
+    Returns:
+        Per shard a block of p0_NK and p1_NK float32 (0 at pads) and density_N float32.
+    """
+    inputs = [tasks.call(_inputs, model_ref, nodes) for nodes in level.nodes]
+    for layer in range(model.num_conv):
+        messages = [tasks.call(_messages, model_ref, layer, block) for block in inputs]
+        halos = halo.tables(tasks, messages)
+        inputs = [
+            tasks.call(_convolve, model_ref, layer, inputs[s], messages[s], halos[s], halo.local[s], graph[s])
+            for s in range(level.shards)
+        ]
+    projected = [tasks.call(_project, model_ref, block, returns=2) for block in inputs]
+    halos = halo.tables(tasks, [src for src, _ in projected])
+    scores = [
+        tasks.call(
+            _score_edges,
+            model_ref,
+            *projected[s],
+            halos[s],
+            halo.local[s],
+            graph[s],
+            save=f"{prefix}/scores-{s:05d}.safetensors",
+        )
+        for s in range(level.shards)
+    ]
+    tasks.wait(scores, f"{prefix} forward")
+    return scores
+
+
+def plan_shard(nbr_NK: np.ndarray, shard: int, starts: Starts) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Neighbour positions as rows of the shard's table, and the positions that it reads from each shard.
+
+    The table is the shard's own rows, then the rows read from shard 0, 1, ... in ascending order.
+    """
+    start, stop = starts[shard], starts[shard + 1]
+    own_NK = (nbr_NK >= start) & (nbr_NK < stop)
+    away = np.unique(nbr_NK[(nbr_NK >= 0) & ~own_NK])
+    local_NK = np.where(own_NK, nbr_NK - start, stop - start + np.searchsorted(away, nbr_NK))
+    needs = split_keys(away, starts)
+    return np.where(nbr_NK < 0, -1, local_NK), [needs] if len(starts) == 2 else list(needs)
+
+
+def make_table(own: Block, halo: list[Block]) -> Block:
+    """The shard's own rows followed by its halo."""
+    return {name: np.concatenate([rows, *(block[name] for block in halo)]) for name, rows in own.items()}
+
+
+def _plan_shard(graph: Block, shard: int, starts: Starts) -> Any:
+    local_NK, needs = plan_shard(graph["nbr_NK"], shard, starts)
+    return unpack([local_NK, *needs])
+
+
+def _inputs(model: Lander, nodes: Block) -> Block:
+    return {"h": model.inputs(_tensor(nodes["x_ND"]), _tensor(cluster_means(nodes))).numpy()}
+
+
+def _messages(model: Lander, layer: int, block: Block) -> Block:
+    return {"m": _in_chunks(lambda h: model.message(layer, h), block["h"])[0]}
+
+
+def _convolve(
+    model: Lander, layer: int, block: Block, messages: Block, halo: list[Block], local_NK: np.ndarray, graph: Block
+) -> Block:
+    m_TM = _tensor(make_table(messages, halo)["m"])
+    (h,) = _in_chunks(
+        lambda h_BI, m_BM, nbr_BK, sim_BK: model.convolve(layer, h_BI, m_BM, m_TM, nbr_BK, sim_BK),
+        block["h"],
+        messages["m"],
+        local_NK,
+        graph["sim_NK"],
+    )
+    return {"h": h}
+
+
+def _project(model: Lander, block: Block) -> tuple[Block, Block]:
+    src_NG, dst_NG = _in_chunks(model.project, block["h"])
+    return {"src": src_NG}, {"dst": dst_NG}
+
+
+def _score_edges(model: Lander, src: Block, dst: Block, halo: list[Block], local_NK: np.ndarray, graph: Block) -> Block:
+    src_TG = _tensor(make_table(src, halo)["src"])
+
+    def score(dst_BG: Tensor, nbr_BK: Tensor, sim_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p0_BK, p1_BK = model.probabilities(model.edge_logits(src_TG, dst_BG, nbr_BK))
+        return p0_BK, p1_BK, model.density(p0_BK, p1_BK, sim_BK, nbr_BK)
+
+    p0_NK, p1_NK, density_N = _in_chunks(score, dst["dst"], local_NK, graph["sim_NK"])
+    return {"p0_NK": p0_NK, "p1_NK": p1_NK, "density_N": density_N}
+
+
+def _in_chunks(function: Callable[..., Any], *columns: np.ndarray) -> list[np.ndarray]:
+    """Apply a model's function to chunks of a shard's rows, the last one padded to the full size.
+
+    A shard starts on a chunk's boundary, so a chunk's rows and their places in it are the same for any sharding.
+    Integer columns (neighbours) are padded with -1, others with 0.
+    """
+    n = len(columns[0])
+    outputs: list[np.ndarray] = []
+    with torch.inference_mode():
+        for at in range(0, n, CHUNK):
+            rows = min(CHUNK, n - at)
+            padded = []
+            for column in columns:
+                chunk = np.full((CHUNK, *column.shape[1:]), -1 if column.dtype.kind == "i" else 0, dtype=column.dtype)
+                chunk[:rows] = column[at : at + rows]
+                padded.append(_tensor(chunk))
+            result = function(*padded)
+            tensors = result if isinstance(result, tuple) else (result,)
+            if not outputs:
+                outputs = [np.empty((n, *tensor.shape[1:]), dtype=tensor.numpy().dtype) for tensor in tensors]
+            for output, tensor in zip(outputs, tensors, strict=True):
+                output[at : at + rows] = tensor[:rows].numpy()
+    return outputs
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """The array as a tensor, without a copy; nothing here writes to one."""
+    with warnings.catch_warnings():
+        # Arrays from the object store are read-only, which torch mentions.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)

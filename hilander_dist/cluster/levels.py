@@ -1,0 +1,173 @@
+"""The level loop: graph, links, roots, collapse, and again on the supernodes (algorithm.md 1.9, 1.10).
+
+A finished level leaves a marker with its numbers. A run that is started again loads the levels that have one and goes on
+in the first that has none, where every shard's block that was saved is loaded and the rest is computed.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hilander_dist.cluster.collapse import collapse
+from hilander_dist.cluster.decode import Compat
+from hilander_dist.cluster.features import FIXED_POINT
+from hilander_dist.cluster.links import Linker, link_nothing
+from hilander_dist.cluster.roots import find_roots
+from hilander_dist.exchange import Starts
+from hilander_dist.knn.graph import build_graph
+from hilander_dist.knn.layout import lay_out
+from hilander_dist.monitor.log import logger
+from hilander_dist.run import Run
+from hilander_dist.tasks import Block, Ref, Tasks
+
+
+@dataclass(frozen=True)
+class LevelOptions:
+    """What the loop needs to know; fields as in ``config.Config``."""
+
+    k: int
+    max_levels: int
+    early_stop: bool
+    compat: Compat
+    target_recall: float
+    seed: int
+    shards: int
+    """Shards of level 0; higher levels have fewer in proportion."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes of a level before they are laid out."""
+
+    parts: list[Ref]
+    """Blocks of id_N and x_ND, above level 0 also sum_ND, count_N and rank_N, in source order."""
+    n: int
+    dim: int
+    id_stop: int
+    """Ids are below this."""
+
+
+@dataclass(frozen=True)
+class LevelOutput:
+    """What a level leaves behind."""
+
+    starts: Starts
+    clusters: int
+    """Number of trees."""
+    members: list[Ref]
+    """Per shard a block of the nodes: id_N, at_N (the node's label one level below; its id at level 0), label_N (its
+    tree's label), density_N, confidence_N."""
+    trees: list[Ref]
+    """Per shard a block of the trees: rank_N (label), id_N of the peak, count_N of samples, cohesion_N."""
+    numbers: dict[str, Any]
+    """For the manifest."""
+
+
+def run_levels(
+    tasks: Tasks, run: Run, nodes: Nodes, options: LevelOptions, link: Linker, prefix: str = ""
+) -> list[LevelOutput]:
+    """Cluster level by level until a stop rule holds.
+
+    Args:
+        tasks: where to run.
+        run: the run directory, for the markers.
+        nodes: the nodes of level 0.
+        options: of the loop.
+        link: chooses the parents.
+        prefix: goes before the names of blocks and markers.
+
+    Returns:
+        Each level that added an edge, and level 0 in any case.
+    """
+    reference = options.compat == "reference"
+    outputs: list[LevelOutput] = []
+    edges_before = math.inf
+    n0 = nodes.n
+    for index in range(options.max_levels):
+        flat = reference and nodes.n <= options.k
+        if index > 0 and (nodes.n == 1 or flat):
+            break
+        name = f"{prefix}level-{index}"
+        numbers = run.marker(name)
+        if numbers is None:
+            shards = -(-options.shards * nodes.n // n0)
+            output, peaks = _run_level(tasks, nodes, options, shards, link_nothing if flat else link, name)
+            run.mark(name, output.numbers)
+        else:
+            output, peaks = _load_level(tasks, numbers, name)
+        logger.info("level done", stage=name, **{key: output.numbers[key] for key in ("nodes", "edges", "clusters")})
+        edges = nodes.n - output.clusters
+        if edges or index == 0:
+            outputs.append(output)
+        if edges == 0 or (options.early_stop and edges_before / edges < options.k - 1):
+            break
+        edges_before = edges
+        nodes = Nodes(peaks, output.clusters, nodes.dim, nodes.id_stop)
+    return outputs
+
+
+def _run_level(
+    tasks: Tasks, nodes: Nodes, options: LevelOptions, shards: int, link: Linker, name: str
+) -> tuple[LevelOutput, list[Ref]]:
+    began = time.monotonic()
+    level = lay_out(tasks, nodes.parts, nodes.n, nodes.dim, shards, options.seed, name)
+    recall = 1.0 if options.compat == "reference" else options.target_recall
+    graph, stats = build_graph(tasks, level, options.k, recall, options.seed, name)
+    links = link(tasks, level, graph, name)
+    pointers = find_roots(tasks, [tasks.call(_column, block, "parent_N") for block in links], level.starts)
+    collapsed = collapse(tasks, level, pointers, nodes.id_stop, name)
+    numbers = {
+        "nodes": nodes.n,
+        "edges": nodes.n - collapsed.n,
+        "clusters": collapsed.n,
+        "starts": list(level.starts),
+        "graph": stats.as_dict(),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    members = [
+        tasks.call(_members, level.nodes[s], links[s], collapsed.labels[s], save=_path(name, "members", s))
+        for s in range(level.shards)
+    ]
+    trees = [tasks.call(_trees, peaks, save=_path(name, "trees", s)) for s, peaks in enumerate(collapsed.peaks)]
+    tasks.wait([*members, *trees], f"{name} outputs")
+    return LevelOutput(level.starts, collapsed.n, members, trees, numbers), collapsed.peaks
+
+
+def _load_level(tasks: Tasks, numbers: dict[str, Any], name: str) -> tuple[LevelOutput, list[Ref]]:
+    starts = tuple(numbers["starts"])
+    members, trees, peaks = (
+        [tasks.load(_path(name, kind, s)) for s in range(len(starts) - 1)] for kind in ("members", "trees", "peaks")
+    )
+    return LevelOutput(starts, numbers["clusters"], members, trees, numbers), peaks
+
+
+def _path(name: str, kind: str, shard: int) -> str:
+    return f"{name}/{kind}-{shard:05d}.safetensors"
+
+
+def _column(block: Block, name: str) -> np.ndarray:
+    return block[name]
+
+
+def _members(nodes: Block, links: Block, labels: Block) -> Block:
+    return {
+        "id_N": nodes["id_N"],
+        "at_N": nodes.get("rank_N", nodes["id_N"]),
+        "label_N": labels["label_N"],
+        "density_N": links["density_N"],
+        "confidence_N": links["confidence_N"],
+    }
+
+
+def _trees(peaks: Block) -> Block:
+    """A tree's cohesion is the length of its members' mean: 1 where all are equal, 1 / sqrt(size) where all are orthogonal."""
+    mean_ND = peaks["sum_ND"] / (peaks["count_N"][:, None] * FIXED_POINT)
+    return {
+        "rank_N": peaks["rank_N"],
+        "id_N": peaks["id_N"],
+        "count_N": peaks["count_N"],
+        "cohesion_N": np.sqrt(np.einsum("nd,nd->n", mean_ND, mean_ND)).astype(np.float32),
+    }

@@ -1,0 +1,102 @@
+"""Which node links to which: by LANDER's scores, or by the labels when a training hierarchy is built.
+
+Both return, per shard, a block of parent_N int64 (positions; a peak is its own parent), density_N float32 and
+confidence_N float32 (the probability of the link, NaN for a peak).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from hilander_dist.cluster.decode import Compat, decode_links, parent_positions
+from hilander_dist.cluster.forward import make_table, plan_halo, score_level
+from hilander_dist.knn.layout import Level
+from hilander_dist.lander.model import Lander
+from hilander_dist.tasks import Block, Ref, Tasks
+
+
+class Linker(Protocol):
+    """Chooses every node's parent from a level's graph."""
+
+    def __call__(self, tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> list[Ref]:
+        """Per shard a block of parent_N, density_N, confidence_N."""
+
+
+def link_by_model(model: Lander, model_ref: Ref, tau: float, compat: Compat) -> Linker:
+    """Link by the predicted densities and probabilities (algorithm.md 1.8).
+
+    Args:
+        model: the network.
+        model_ref: the network in the object store.
+        tau: an edge needs a probability above this.
+        compat: which nodes count as denser, see ``decode_links``.
+    """
+
+    def link(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> list[Ref]:
+        halo = plan_halo(tasks, level, graph)
+        scores = score_level(tasks, model, model_ref, level, graph, halo, prefix)
+        own = [tasks.call(_density_columns, scores[s], level.nodes[s]) for s in range(level.shards)]
+        away = halo.tables(tasks, own)
+        return [
+            tasks.call(
+                _decode_shard, scores[s], graph[s], halo.local[s], own[s], away[s], 1 - tau, compat, level.starts[s]
+            )
+            for s in range(level.shards)
+        ]
+
+    return link
+
+
+def link_nothing(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> list[Ref]:
+    """Every node is a peak: what the reference does where a level has no more than k nodes."""
+    del graph, prefix
+    return [tasks.call(_no_links, level.starts[s], level.starts[s + 1]) for s in range(level.shards)]
+
+
+def neighbour_columns(columns: Block, halo: list[Block], local_NK: np.ndarray) -> Callable[[str], np.ndarray]:
+    """A function from a column's name to its values at the neighbours [N, K]; what stands at pads means nothing."""
+    table = make_table(columns, halo)
+    return lambda name: table[name][np.maximum(local_NK, 0)]
+
+
+def _density_columns(scores: Block, nodes: Block) -> Block:
+    return {"density_N": scores["density_N"], "id_N": nodes["id_N"]}
+
+
+def _decode_shard(
+    scores: Block,
+    graph: Block,
+    local_NK: np.ndarray,
+    own: Block,
+    away: list[Block],
+    limit: float,
+    compat: Compat,
+    start: int,
+) -> Block:
+    at_neighbours = neighbour_columns(own, away, local_NK)
+    rank_N = decode_links(
+        scores["p0_NK"],
+        graph["nbr_NK"],
+        own["density_N"],
+        own["id_N"],
+        at_neighbours("density_N"),
+        at_neighbours("id_N"),
+        limit,
+        compat,
+    )
+    p1_N = np.take_along_axis(scores["p1_NK"], np.maximum(rank_N, 0)[:, None], axis=1)[:, 0]
+    return {
+        "parent_N": parent_positions(rank_N, graph["nbr_NK"], start),
+        "density_N": own["density_N"],
+        "confidence_N": np.where(rank_N < 0, np.float32(np.nan), p1_N),
+    }
+
+
+def _no_links(start: int, stop: int) -> Block:
+    n = stop - start
+    return {
+        "parent_N": np.arange(start, stop),
+        "density_N": np.zeros(n, dtype=np.float32),
+        "confidence_N": np.full(n, np.nan, dtype=np.float32),
+    }

@@ -1,0 +1,236 @@
+"""From levels to files: composed cluster ids per sample, clusters with parents, metrics.
+
+Levels are composed once, at the end, from the top down: the clusters of a level know their parent's chain of ids before
+their members ask for it. Files are cut by the input's units and by fixed ranges of cluster ids, and rows stand in input
+order, so that the same input gives the same files whatever the number of shards.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hilander_dist.cluster.levels import LevelOutput
+from hilander_dist.evaluate import Contingency, contingency, merge, scores_json
+from hilander_dist.exchange import concat_blocks, fetch_rows, fixed_starts, partition_rows, shuffle, take_rows
+from hilander_dist.ingest import Ingested, load_ids
+from hilander_dist.storage import Storage
+from hilander_dist.tasks import Block, Ref, Tasks
+
+CLUSTERS_PER_FILE = 262_144
+"""Rows of a clusters file."""
+
+
+def write_outputs(tasks: Tasks, output: Storage, work: Storage, data: Ingested, levels: list[LevelOutput]) -> None:
+    """Write ``assignments/``, ``clusters/`` and, when the input has labels, ``metrics.json``.
+
+    Args:
+        tasks: where to run.
+        output: the run directory.
+        work: its work area, with the ingested ids.
+        data: the input.
+        levels: all levels, bottom first.
+    """
+    tables = [_cluster_tables(tasks, levels, index) for index in range(len(levels))]
+    chains = _compose(tasks, levels, tables)
+    files = _write_clusters(tasks, output, work, data, levels, tables)
+    units = _samples_by_unit(tasks, data, levels, chains)
+    written = [
+        tasks.call(write_assignments, output, work, unit.index, inbox, data.classes, len(levels), returns=2)
+        for unit, inbox in zip(data.source.units, units, strict=True)
+    ]
+    tasks.wait([*files, *(rows for rows, _ in written)], "write outputs")
+    rows = sum(tasks.get([rows for rows, _ in written]))
+    assert rows == data.rows, f"{rows} assignments for {data.rows} good rows"
+    if data.classes is not None:
+        metrics = tasks.get(tasks.call(_metrics, [counts for _, counts in written], len(levels), rows))
+        if metrics is not None:
+            output.write_json("metrics.json", metrics)
+
+
+def write_assignments(
+    output: Storage, work: Storage, unit: int, inbox: list[Block], classes: pa.Array | None, levels: int
+) -> tuple[int, list[Contingency]]:
+    """Write the assignments of one unit of the input, in input order.
+
+    Returns:
+        The number of rows, and per level the counts of (cluster, class).
+    """
+    rows = concat_blocks(inbox)
+    order = np.argsort(rows["id_N"])
+    rows = {name: array[order] for name, array in rows.items()}
+    ids = load_ids(work, unit, ["row", "id"] if classes is None else ["row", "id", "label"])
+    if len(ids) > len(order):  # rows with duplicate ids were set aside after the ids were written
+        ids = ids.filter(pc.is_in(ids["row"], pa.array(rows["id_N"])))
+    assert np.array_equal(ids["row"].to_numpy(), rows["id_N"]), f"unit {unit}: assignments do not match its rows"
+    confidence_N = rows["confidence_N"]
+    columns: dict[str, Any] = {"id": ids["id"], "cluster_id": pa.array(rows["chain_NL"][:, -1])}
+    for level in range(levels):
+        columns[f"level_{level}"] = pa.array(rows["chain_NL"][:, level])
+    columns["density"] = pa.array(rows["density_N"])
+    columns["confidence"] = pa.array(confidence_N, mask=np.isnan(confidence_N))
+    columns["is_peak"] = pa.array(rows["is_peak_N"])
+    output.write_table(f"assignments/part-{unit:05d}.parquet", pa.table(columns))
+    counts = []
+    if classes is not None:
+        class_N = pc.fill_null(pc.index_in(ids["label"].combine_chunks(), classes), -1).to_numpy().astype(np.int64)
+        known = class_N >= 0
+        counts = [contingency(rows["chain_NL"][known, level], class_N[known]) for level in range(levels)]
+    return len(order), counts
+
+
+def cluster_table(trees: list[Block], parents: list[Block], start: int, stop: int) -> Block:
+    """The clusters start .. stop - 1 of a level, in order.
+
+    Args:
+        trees: blocks of rank_N, id_N, count_N and cohesion_N.
+        parents: blocks of at_N and label_N: a cluster and its tree one level up; empty at the top.
+        start: first cluster.
+        stop: one after the last.
+
+    Returns:
+        peak_N, count_N, cohesion_N, and parent_N, -1 at the top.
+    """
+    found = concat_blocks(trees)
+    at = found["rank_N"] - start
+    table = {}
+    for name, column in (("peak_N", "id_N"), ("count_N", "count_N"), ("cohesion_N", "cohesion_N")):
+        table[name] = np.empty(stop - start, dtype=found[column].dtype)
+        table[name][at] = found[column]
+    table["parent_N"] = np.full(stop - start, -1, dtype=np.int64)
+    for block in parents:
+        table["parent_N"][block["at_N"] - start] = block["label_N"]
+    return table
+
+
+def extend_chain(start: int, table: Block, needs: list[np.ndarray], answers: list[Block]) -> Block:
+    """A range of clusters with their ids at this level and all above, and the peak of their top cluster."""
+    own_N1 = np.arange(start, start + len(table["peak_N"]))[:, None]
+    if not answers:
+        return {"chain_NL": own_N1, "top_N": table["peak_N"]}
+    above = _rows_for(table["parent_N"], needs, answers)
+    return {"chain_NL": np.concatenate([own_N1, above["chain_NL"]], axis=1), "top_N": above["top_N"]}
+
+
+def _cluster_tables(tasks: Tasks, levels: list[LevelOutput], index: int) -> list[Ref]:
+    level = levels[index]
+    starts = fixed_starts(level.clusters, CLUSTERS_PER_FILE)
+    R = len(starts) - 1
+    trees = shuffle([tasks.call(_by_key, block, "rank_N", starts, returns=R) for block in level.trees], R)
+    above = levels[index + 1].members if index + 1 < len(levels) else []
+    parents = shuffle([tasks.call(_links_by_key, block, starts, returns=R) for block in above], R)
+    return [tasks.call(cluster_table, trees[r], parents[r], starts[r], starts[r + 1]) for r in range(R)]
+
+
+def _compose(tasks: Tasks, levels: list[LevelOutput], tables: list[list[Ref]]) -> list[Ref]:
+    """Per range of level-0 clusters a block of chain_NL [n, levels] and top_N, the peak's id of the top cluster."""
+    chains: list[Ref] = []
+    for index in reversed(range(len(levels))):
+        starts = fixed_starts(levels[index].clusters, CLUSTERS_PER_FILE)
+        needs: list[list[Ref]] = [[]] * len(tables[index])
+        answers = needs
+        if chains:
+            keys = [tasks.call(_parents, table) for table in tables[index]]
+            above = fixed_starts(levels[index + 1].clusters, CLUSTERS_PER_FILE)
+            needs, answers = fetch_rows(tasks, keys, chains, above, take_rows)
+        chains = [
+            tasks.call(extend_chain, starts[r], table, needs[r], answers[r]) for r, table in enumerate(tables[index])
+        ]
+    return chains
+
+
+def _samples_by_unit(tasks: Tasks, data: Ingested, levels: list[LevelOutput], chains: list[Ref]) -> list[list[Ref]]:
+    """Per unit of the input the blocks with its samples' output columns."""
+    keys = [tasks.call(_labels, block) for block in levels[0].members]
+    starts = fixed_starts(levels[0].clusters, CLUSTERS_PER_FILE)
+    needs, answers = fetch_rows(tasks, keys, chains, starts, take_rows)
+    units = len(data.source.units)
+    pieces = [
+        tasks.call(_sample_columns, members, needs[s], answers[s], data.source.starts, returns=units)
+        for s, members in enumerate(levels[0].members)
+    ]
+    return shuffle(pieces, units)
+
+
+def _write_clusters(
+    tasks: Tasks, output: Storage, work: Storage, data: Ingested, levels: list[LevelOutput], tables: list[list[Ref]]
+) -> list[Ref]:
+    units = [unit.index for unit in data.source.units]
+    serve = functools.partial(_serve_ids, work, data.source.starts)
+    written = []
+    for index, ranges in enumerate(tables):
+        keys = [tasks.call(_peaks, table) for table in ranges]
+        needs, answers = fetch_rows(tasks, keys, units, data.source.starts, serve)
+        starts = fixed_starts(levels[index].clusters, CLUSTERS_PER_FILE)
+        written += [
+            tasks.call(_write_cluster_file, output, index, r, starts[r], table, needs[r], answers[r])
+            for r, table in enumerate(ranges)
+        ]
+    return written
+
+
+def _write_cluster_file(
+    output: Storage, level: int, r: int, start: int, table: Block, needs: list[np.ndarray], answers: list[pa.Array]
+) -> None:
+    n = len(table["peak_N"])
+    known, ids = np.concatenate(needs), pa.concat_arrays(answers)
+    peak_id = ids.take(pa.array(np.searchsorted(known, table["peak_N"])))
+    columns = {
+        "level": pa.array(np.full(n, level, dtype=np.int32)),
+        "cluster_id": pa.array(np.arange(start, start + n)),
+        "parent_id": pa.array(table["parent_N"], mask=table["parent_N"] < 0),
+        "size": pa.array(table["count_N"]),
+        "peak_id": peak_id,
+        "cohesion": pa.array(table["cohesion_N"]),
+    }
+    output.write_table(f"clusters/level-{level:02d}-part-{r:05d}.parquet", pa.table(columns))
+
+
+def _metrics(counts: list[list[Contingency]], levels: int, rows: int) -> dict[str, Any] | None:
+    merged = {level: merge(unit[level] for unit in counts) for level in range(levels)}
+    return scores_json(merged[levels - 1], merged, rows) if len(merged[0].count_E) else None
+
+
+def _sample_columns(members: Block, needs: list[np.ndarray], answers: list[Block], unit_starts: tuple[int, ...]) -> Any:
+    chain = _rows_for(members["label_N"], needs, answers)
+    columns = {
+        "id_N": members["id_N"],
+        "chain_NL": chain["chain_NL"],
+        "density_N": members["density_N"],
+        "confidence_N": members["confidence_N"],
+        "is_peak_N": members["id_N"] == chain["top_N"],
+    }
+    return partition_rows(columns, members["id_N"], unit_starts)
+
+
+def _rows_for(keys: np.ndarray, needs: list[np.ndarray], answers: list[Block]) -> Block:
+    at = np.searchsorted(np.concatenate(needs), keys)
+    return {name: array[at] for name, array in concat_blocks(answers).items()}
+
+
+def _serve_ids(work: Storage, unit_starts: tuple[int, ...], unit: int, rows: np.ndarray) -> pa.Array:
+    ids = load_ids(work, unit, ["row", "id"])
+    at = np.searchsorted(ids["row"].to_numpy(), rows + unit_starts[unit])
+    return ids["id"].combine_chunks().take(pa.array(at))
+
+
+def _by_key(block: Block, key: str, starts: tuple[int, ...]) -> Any:
+    return partition_rows(block, block[key], starts)
+
+
+def _links_by_key(block: Block, starts: tuple[int, ...]) -> Any:
+    return partition_rows({"at_N": block["at_N"], "label_N": block["label_N"]}, block["at_N"], starts)
+
+
+def _labels(block: Block) -> np.ndarray:
+    return block["label_N"]
+
+
+def _parents(block: Block) -> np.ndarray:
+    return block["parent_N"]
+
+
+def _peaks(block: Block) -> np.ndarray:
+    return block["peak_N"]

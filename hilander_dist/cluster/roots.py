@@ -1,0 +1,73 @@
+"""The root of every node's tree by pointer jumping across shards (algorithm.md 1.8).
+
+Within a shard pointers are doubled until each one stands on a root or outside the shard. Then each round asks, for the
+distinct outside pointers that are not yet known to be roots, where they point in turn; only those numbers travel. A
+pointer that is answered with itself is a root. Paths at least double per round, so rounds grow with the logarithm of the
+number of shard borders that a path crosses.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hilander_dist.exchange import Starts, fetch_rows, look_up
+from hilander_dist.tasks import Block, Ref, Tasks
+
+
+def find_roots(tasks: Tasks, parents: Sequence[Ref], starts: Starts) -> list[Ref]:
+    """Resolve parents to roots.
+
+    Args:
+        tasks: where to run.
+        parents: per shard parent_N int64 positions; a root is its own parent.
+        starts: how the positions are cut into shards.
+
+    Returns:
+        Per shard a block of pointer_N int64, the position of each node's root, and open_N, all False.
+    """
+    state = [tasks.call(jump_inside, parent, starts[s]) for s, parent in enumerate(parents)]
+    while len(parents) > 1 and sum(tasks.get([tasks.call(_count_open, block) for block in state])):
+        keys = [tasks.call(open_pointers, block) for block in state]
+        needs, answers = fetch_rows(tasks, keys, state, starts, _serve_pointers)
+        state = [tasks.call(advance, state[s], starts[s], needs[s], answers[s]) for s in range(len(state))]
+    return state
+
+
+def jump_inside(pointer_N: np.ndarray, start: int) -> Block:
+    """Double the pointers that stay in the shard until each stands on a root or outside."""
+    pointer_N = pointer_N.copy()
+    stop = start + len(pointer_N)
+    while True:
+        inside_N = (pointer_N >= start) & (pointer_N < stop)
+        further_N = pointer_N.copy()
+        further_N[inside_N] = pointer_N[pointer_N[inside_N] - start]
+        if np.array_equal(further_N, pointer_N):
+            return {"pointer_N": pointer_N, "open_N": ~inside_N}
+        pointer_N = further_N
+
+
+def open_pointers(block: Block) -> np.ndarray:
+    """The distinct outside positions that may not be roots."""
+    return np.unique(block["pointer_N"][block["open_N"]])
+
+
+def advance(block: Block, start: int, needs: list[np.ndarray], answers: list[np.ndarray]) -> Block:
+    """Follow the answers; a pointer answered with itself has found its root."""
+    asked = np.flatnonzero(block["open_N"])
+    before = block["pointer_N"][asked]
+    after = look_up(before, needs, answers)
+    pointer_N = block["pointer_N"].copy()
+    pointer_N[asked] = after
+    # An answer may lead back into this shard: jump on from there. What was settled stays settled.
+    settled_N = ~block["open_N"]
+    settled_N[asked[after == before]] = True
+    moved = jump_inside(pointer_N, start)
+    return {"pointer_N": moved["pointer_N"], "open_N": moved["open_N"] & ~settled_N}
+
+
+def _count_open(block: Block) -> int:
+    return int(block["open_N"].sum())
+
+
+def _serve_pointers(block: Block, rows: np.ndarray) -> np.ndarray:
+    return np.asarray(block["pointer_N"][rows])

@@ -1,0 +1,274 @@
+"""From files to unit rows: read, validate, quarantine and number the rows, by Ray Data.
+
+Ray Data streams the input's units (source.py) through ``ingest_unit``; each becomes a block of good rows, a table of their
+ids, and a table of bad rows with reasons. Then duplicate ids, which no unit can see alone, are found by a shuffle on the
+id's hash: the first row with an id stays. A row's *id* inside the program is its number in the input (int64).
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from hilander_dist.errors import InputError
+from hilander_dist.exchange import shuffle, unpack
+from hilander_dist.monitor.log import logger
+from hilander_dist.run import Run
+from hilander_dist.source import Source, Unit, read_unit
+from hilander_dist.storage import Storage
+from hilander_dist.tasks import Block, Ref, Tasks, pin_threads, unwrapped_errors
+
+IDS_PER_HASH_TASK = 4_194_304
+"""Ids that one task compares for duplicates: about 1 GiB with string ids of 100 bytes."""
+
+UNIT_TOLERANCE = 2.0**-22
+"""A row this near to length 1 is a unit row: rounding its coordinates to float32 moves the length by less."""
+
+DUPLICATE = "duplicate id"
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """The usable rows of an input."""
+
+    source: Source
+    parts: list[Ref]
+    """Per unit a block: id_N int64 (row number), x_ND float32 unit rows, and class_N int64
+    where the input has labels (-1: none)."""
+    rows: int
+    """Good rows."""
+    bad: dict[str, int]
+    """Bad rows by reason."""
+    classes: Ref | None
+    """The distinct labels in ascending order, a pyarrow array; class_N indexes it."""
+
+
+def ingest(tasks: Tasks, run: Run, source: Source, need_label: bool) -> Ingested:
+    """Read and validate every row of the input.
+
+    Args:
+        tasks: where to run.
+        run: the run directory; blocks go to its work area and bad rows to ``bad_rows/``.
+        source: the input.
+        need_label: rows without a label are bad rows.
+
+    Raises:
+        InputError: the share of bad rows exceeds ``input.max_bad_share``; the counts by reason are in the message.
+    """
+    counts = run.marker("ingest")
+    if counts is None:
+        unit_counts = _read_units(tasks, run, source, need_label)
+        duplicates = _find_duplicates(tasks, run, source)
+        bad = Counter(duplicates)
+        for unit in unit_counts:
+            bad.update(unit)
+        counts = {"rows": source.rows - bad.total(), "bad": dict(bad)}
+        run.mark("ingest", counts)
+    _refuse_many_bad(source, counts)
+    classes = None
+    if source.has_label:
+        found = [tasks.call(_unit_labels, run.work, unit.index) for unit in source.units]
+        classes = tasks.call(_merge_labels, found)
+    parts = [tasks.call(load_part, run.work, unit.index, DUPLICATE in counts["bad"], classes) for unit in source.units]
+    return Ingested(source, parts, counts["rows"], counts["bad"], classes)
+
+
+def load_part(work: Storage, unit: int, has_duplicates: bool, classes: pa.Array | None) -> Block:
+    """Read back a unit's good rows, without duplicates, labels as indices into ``classes``."""
+    block = work.read_block(_rows_path(unit))
+    if classes is not None:
+        label = load_ids(work, unit, ["label"])["label"]
+        block["class_N"] = pc.fill_null(pc.index_in(label, classes), -1).to_numpy().astype(np.int64)
+    if has_duplicates and work.exists(_duplicates_path(unit)):
+        drop = work.read_block(_duplicates_path(unit))["id_N"]
+        keep = ~np.isin(block["id_N"], drop)
+        block = {name: array[keep] for name, array in block.items()}
+    return block
+
+
+def load_ids(work: Storage, unit: int, columns: list[str]) -> pa.Table:
+    """The user's ids of a unit's good rows, duplicates included: columns row, id and, where the input has it, label."""
+    return work.read_table(_ids_path(unit), columns)
+
+
+def normalise_rows(x_ND: np.ndarray) -> np.ndarray:
+    """Rows divided by their length: float64 inside, float32 out, each row by itself (algorithm.md 1.2).
+
+    Float32 rows whose length is 1 to rounding keep their bits, so that normalising twice changes nothing.
+    """
+    wide = x_ND.astype(np.float64)
+    length_N = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    length_N[np.abs(length_N - 1) < UNIT_TOLERANCE] = 1.0
+    return np.asarray(wide / length_N[:, None], dtype=np.float32)
+
+
+def split_bad_rows(table: pa.Table, dim: int, need_label: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Tell the rows of a unit apart.
+
+    Args:
+        table: columns id, embedding and perhaps label.
+        dim: the number of dimensions that a row must have.
+        need_label: whether a null label makes a row bad.
+
+    Returns:
+        ``reason_N`` (object: "" for a good row, else why it is bad) and the good rows as ``x_MD`` float32 unit rows.
+    """
+    reason_N = np.full(len(table), "", dtype=object)
+
+    def mark(bad_N: np.ndarray, why: str) -> None:
+        reason_N[bad_N & (reason_N == "")] = why
+
+    mark(table["id"].is_null().to_numpy(), "null id")
+    mark(table["embedding"].is_null().to_numpy(), "null embedding")
+    if need_label:
+        mark(table["label"].is_null().to_numpy(), "null label")
+    length_N = pc.fill_null(pc.list_value_length(table["embedding"]), 0).to_numpy()
+    mark(length_N != dim, f"wrong length, not {dim}")
+    rows_M = np.flatnonzero(reason_N == "")
+    kept = table["embedding"].take(pa.array(rows_M)).combine_chunks()
+    raw_MD = kept.flatten().to_numpy(zero_copy_only=False).reshape(len(rows_M), dim)
+    finite_M = np.isfinite(raw_MD).all(axis=1)
+    nonzero_M = (raw_MD != 0).any(axis=1)
+    reason_N[rows_M[~finite_M]] = "NaN or infinite value"
+    reason_N[rows_M[finite_M & ~nonzero_M]] = "zero vector"
+    return reason_N, normalise_rows(raw_MD[finite_M & nonzero_M])
+
+
+def ingest_unit(unit: Unit, source: Source, work: Storage, output: Storage, need_label: bool) -> dict[str, int]:
+    """Read, validate and save one unit; return the number of bad rows by reason."""
+    table = read_unit(source, unit)
+    reason_N, x_MD = split_bad_rows(table, source.dim, need_label)
+    good_N = reason_N == ""
+    row_N = np.arange(unit.first_row, unit.first_row + unit.rows, dtype=np.int64)
+    ids = table.drop_columns(["embedding"]).append_column("row", pa.array(row_N)).filter(pa.array(good_N))
+    work.write_block(_rows_path(unit.index), {"id_N": row_N[good_N], "x_ND": x_MD})
+    work.write_table(_ids_path(unit.index), ids)
+    if not good_N.all():
+        _write_bad_rows(
+            output, "rows", source, unit, table.filter(pa.array(~good_N)), row_N[~good_N], reason_N[~good_N]
+        )
+    bad = dict(Counter(reason_N[~good_N].tolist()))
+    work.write_json(_done_path(unit.index), bad)
+    return bad
+
+
+def _read_units(tasks: Tasks, run: Run, source: Source, need_label: bool) -> list[dict[str, int]]:
+    """Stream the units through ``ingest_unit``; what returns to the driver is a few counts per unit."""
+    done = {
+        unit.index: run.work.read_json(_done_path(unit.index))
+        for unit in source.units
+        if _done_path(unit.index) in run.saved
+    }
+    todo = [unit for unit in source.units if unit.index not in done]
+
+    def ingest_row(row: dict[str, Any]) -> dict[str, Any]:
+        pin_threads()
+        bad = ingest_unit(source.units[row["item"]], source, run.work, run.output, need_label)
+        return {"unit": row["item"], "bad": json.dumps(bad)}
+
+    if todo:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        items = ray.data.from_items([unit.index for unit in todo], override_num_blocks=len(todo))
+        with tasks.progress.stage("ingest", len(todo)) as advance, unwrapped_errors():
+            for row in items.map(ingest_row).iter_rows():
+                done[row["unit"]] = json.loads(row["bad"])
+                advance(1)
+    return [done[unit.index] for unit in source.units]
+
+
+def _find_duplicates(tasks: Tasks, run: Run, source: Source) -> dict[str, int]:
+    """Quarantine every row whose id an earlier row has; the ids of a .npy file are row numbers and cannot repeat."""
+    if source.units[0].path.endswith(".npy"):
+        return {}
+    receivers = -(-source.rows // IDS_PER_HASH_TASK)
+    pieces = [tasks.call(_hash_ids, run.work, unit.index, receivers, returns=receivers) for unit in source.units]
+    found = [tasks.call(_repeated_ids, inbox) for inbox in shuffle(pieces, receivers)]
+    saved = [tasks.call(_save_duplicates, run.work, run.output, source, unit, found) for unit in source.units]
+    count = sum(tasks.get(saved))
+    return {DUPLICATE: count} if count else {}
+
+
+def _hash_ids(work: Storage, unit: int, receivers: int) -> Any:
+    table = load_ids(work, unit, ["row", "id"])
+    bucket = pd.util.hash_array(table["id"].to_pandas().to_numpy()) % np.uint64(receivers)
+    return unpack([table.filter(pa.array(bucket == r)) for r in range(receivers)])
+
+
+def _repeated_ids(inbox: list[pa.Table]) -> np.ndarray:
+    """Ascending row numbers whose id stands in an earlier row; the inbox is in row order."""
+    table = pa.concat_tables(inbox)
+    again = table["id"].to_pandas().duplicated(keep="first").to_numpy()
+    return np.asarray(table["row"].to_numpy()[again])
+
+
+def _save_duplicates(work: Storage, output: Storage, source: Source, unit: Unit, found: list[np.ndarray]) -> int:
+    row_M = np.sort(np.concatenate(found))
+    row_M = row_M[(row_M >= unit.first_row) & (row_M < unit.first_row + unit.rows)]
+    if len(row_M):
+        ids = load_ids(work, unit.index, ["row", "id"])
+        ids = ids.filter(pc.is_in(ids["row"], pa.array(row_M)))
+        _write_bad_rows(output, "duplicates", source, unit, ids, row_M, np.full(len(row_M), DUPLICATE, dtype=object))
+        work.write_block(_duplicates_path(unit.index), {"id_N": row_M})
+    return len(row_M)
+
+
+def _write_bad_rows(
+    output: Storage, kind: str, source: Source, unit: Unit, table: pa.Table, row_M: np.ndarray, reason_M: np.ndarray
+) -> None:
+    in_file = row_M - unit.first_row + unit.row_in_file
+    bad = pa.table(
+        {
+            "id": table["id"],
+            "file": pa.array([f"{source.root.uri}/{unit.path}"] * len(row_M), pa.string()),
+            "row": pa.array(in_file, pa.int64()),
+            "reason": pa.array(reason_M.tolist(), pa.string()),
+        }
+    )
+    output.write_table(f"bad_rows/{kind}-{unit.index:05d}.parquet", bad)
+
+
+def _refuse_many_bad(source: Source, counts: dict[str, Any]) -> None:
+    bad = sum(counts["bad"].values())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts["bad"].items()))
+    if bad > source.columns.max_bad_share * source.rows:
+        raise InputError(
+            f"{source.root.uri}: {bad} of {source.rows} rows cannot be used ({reasons}): more than "
+            f"input.max_bad_share = {source.columns.max_bad_share}; see bad_rows/ in the output"
+        )
+    if counts["rows"] == 0:
+        raise InputError(f"{source.root.uri}: none of the {source.rows} rows can be used ({reasons})")
+    if bad:
+        logger.warning("bad rows set aside", bad=bad, rows=source.rows, reasons=reasons)
+
+
+def _rows_path(unit: int) -> str:
+    return f"ingest/rows-{unit:05d}.safetensors"
+
+
+def _ids_path(unit: int) -> str:
+    return f"ingest/ids-{unit:05d}.parquet"
+
+
+def _duplicates_path(unit: int) -> str:
+    return f"ingest/duplicates-{unit:05d}.safetensors"
+
+
+def _done_path(unit: int) -> str:
+    return f"ingest/done-{unit:05d}.json"
+
+
+def _unit_labels(work: Storage, unit: int) -> pa.Array:
+    return pc.unique(load_ids(work, unit, ["label"])["label"].combine_chunks()).drop_null()
+
+
+def _merge_labels(found: list[pa.Array]) -> pa.Array:
+    every = pc.unique(pa.concat_arrays(found))
+    return every.take(pc.array_sort_indices(every))

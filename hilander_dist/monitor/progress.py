@@ -1,0 +1,44 @@
+"""Progress of a run: bars on a terminal, plain log lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from hilander_dist.monitor.log import logger
+
+LOG_EVERY_S = 30.0
+"""Without a terminal a stage logs its start, its end, and a line this often in between."""
+
+
+class Progress:
+    """Shows stages of work, each with a count of tasks."""
+
+    def __init__(self) -> None:
+        self._bars = sys.stderr.isatty()
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Yield a function that takes the number of tasks just done."""
+        if self._bars:
+            columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+                task = bars.add_task(name, total=total)
+                yield lambda done: bars.advance(task, done)
+            return
+        start = last = time.monotonic()
+        finished = 0
+
+        def advance(done: int) -> None:
+            nonlocal finished, last
+            finished += done
+            if time.monotonic() - last > LOG_EVERY_S:
+                last = time.monotonic()
+                logger.info("stage running", stage=name, tasks_done=finished, tasks=total)
+
+        yield advance
+        logger.info("stage done", stage=name, tasks=total, seconds=round(time.monotonic() - start, 2))

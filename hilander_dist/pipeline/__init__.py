@@ -1,0 +1,1 @@
+"""The jobs, from a configuration to a finished output directory."""

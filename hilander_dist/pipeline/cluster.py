@@ -1,0 +1,154 @@
+"""The clustering job: embeddings and a checkpoint in, a run directory out."""
+
+import hashlib
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import ray
+
+from hilander_dist.cluster.levels import LevelOptions, Nodes, run_levels
+from hilander_dist.cluster.links import link_by_model
+from hilander_dist.cluster.output import write_outputs
+from hilander_dist.config import Config
+from hilander_dist.errors import ModelError
+from hilander_dist.ingest import ingest
+from hilander_dist.lander.checkpoint import load_checkpoint, model_hash
+from hilander_dist.lander.model import Lander
+from hilander_dist.monitor.log import logger
+from hilander_dist.monitor.progress import Progress
+from hilander_dist.run import Run, code_version
+from hilander_dist.runtime import cluster_cpus, ray_session
+from hilander_dist.source import Source, open_source
+from hilander_dist.storage import Storage, check_readable
+from hilander_dist.tasks import Tasks
+
+ROWS_PER_SHARD = 16_384
+"""No shard is smaller than this unless asked for: below it, starting tasks costs more than they do."""
+
+BYTES_PER_SHARD = 256 * 2**20
+"""No shard's vectors are larger than this unless asked for."""
+
+MANIFEST_VERSION = 1
+SOFTWARE = ("hilander-dist", "ray", "torch", "numpy", "pyarrow", "numba")
+
+
+def run_cluster_job(
+    input_uri: str, model_uri: str, output_uri: str, config: Config, address: str | None = None, debug: bool = False
+) -> dict[str, Any]:
+    """Cluster the input and write a run directory; see architecture.md for its files.
+
+    Args:
+        input_uri: Parquet file, directory or glob, or .npy; local or s3://.
+        model_uri: ``model.safetensors``, the directory that holds it, or an official ``.pth`` state dict.
+        output_uri: a new directory, or that of the same run, killed: then it goes on.
+        config: all options.
+        address: Ray cluster; see ``runtime.ray_session``.
+        debug: show the workers' log.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: the input, the model or the output cannot be used; before any work where that can be known.
+        ClusterError: the cluster cannot do it.
+    """
+    began = time.time()
+    output = Storage(output_uri)
+    check_readable(input_uri)
+    output.check_writable()
+    source = open_source(input_uri, config.input)
+    model = load_model(model_uri, config)
+    if model.dim != source.dim:
+        raise ModelError(
+            f"{input_uri} has embeddings of {source.dim} dimensions, the model {model_uri} takes {model.dim}: "
+            "use a model trained on embeddings of the same encoder"
+        )
+    fingerprint = run_fingerprint("cluster", config, source) | {"model": model_hash(model)}
+    run = Run(output, fingerprint)
+    with ray_session(address, debug):
+        shards = choose_shards(run, source, config)
+        tasks = Tasks(run.work, run.saved, Progress())
+        data = ingest(tasks, run, source, need_label=False)
+        link = link_by_model(model, ray.put(model), config.tau, config.compat)
+        options = LevelOptions(
+            config.k,
+            config.max_levels,
+            config.early_stop,
+            config.compat,
+            config.target_recall,
+            config.seed,
+            shards,
+        )
+        nodes = Nodes(data.parts, data.rows, source.dim, source.rows)
+        levels = run_levels(tasks, run, nodes, options, link)
+        write_outputs(tasks, output, run.work, data, levels)
+    manifest = {
+        **manifest_head("cluster", config, fingerprint, began),
+        "shards": shards,
+        "counts": {"rows": source.rows, "clustered": data.rows, "bad": data.bad},
+        "recall": levels[0].numbers["graph"],
+        "levels": [level.numbers for level in levels],
+        "clusters": levels[-1].clusters,
+    }
+    run.succeed(manifest)
+    logger.info("done", clusters=levels[-1].clusters, levels=len(levels), output=output.uri)
+    return manifest
+
+
+def load_model(uri: str, config: Config) -> Lander:
+    """Read a checkpoint file, or ``model.safetensors`` in a directory.
+
+    Raises:
+        ModelError: there is none, or it cannot be used.
+    """
+    where = Storage(uri)
+    if not uri.endswith((".pth", ".safetensors")):
+        where = where.child("model.safetensors")
+    if not where.exists():
+        raise ModelError(
+            f"no model at {where.uri}: give --model a checkpoint, or the output directory of `hilander train`"
+        )
+    return load_checkpoint(where.read_bytes(), where.uri, config.model)
+
+
+def choose_shards(run: Run, source: Source, config: Config) -> int:
+    """Shards of level 0: as asked, or from the size of the data and the CPUs. A resumed run keeps its number."""
+    plan = run.marker("plan")
+    if plan is None:
+        most = -(-source.rows // ROWS_PER_SHARD)
+        # Two tasks a CPU even out shards that take longer.
+        wanted = max(2 * cluster_cpus(), -(-source.rows * source.dim * 4 // BYTES_PER_SHARD))
+        plan = {"shards": config.num_shards or min(most, wanted)}
+        run.mark("plan", plan)
+    shards: int = plan["shards"]
+    return shards
+
+
+def run_fingerprint(job: str, config: Config, source: Source) -> dict[str, Any]:
+    """What the result depends on; a run directory with another fingerprint is not gone on with."""
+    # The result does not depend on the number of shards, but blocks on disk do.
+    return {
+        "job": job,
+        "config": config.model_dump(mode="json"),
+        "input": {"uri": source.root.uri, "files": source.listing()},
+        "code": code_version(),
+    }
+
+
+def manifest_head(job: str, config: Config, fingerprint: dict[str, Any], began: float) -> dict[str, Any]:
+    """The part of a manifest that every job has."""
+    ended = time.time()
+    digest = hashlib.sha256(repr(sorted(fingerprint.items())).encode()).hexdigest()
+    return {
+        "schema_version": MANIFEST_VERSION,
+        "job": job,
+        "config": config.model_dump(mode="json"),
+        "fingerprint": digest,
+        "code": fingerprint["code"],
+        "input": fingerprint["input"]["uri"],
+        "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
+        "seconds": round(ended - began, 3),
+        "software": {name: version(name) for name in SOFTWARE},
+    }

@@ -1,0 +1,47 @@
+"""The evaluation job: assignments and labels in, scores out."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hilander_dist.errors import InputError
+from hilander_dist.evaluate import evaluate_tables
+from hilander_dist.storage import Storage, list_inputs
+
+
+def evaluate_uris(assignments_uri: str, labels_uri: str) -> dict[str, Any]:
+    """Score assignments against labels.
+
+    Args:
+        assignments_uri: a run directory, its ``assignments/``, or Parquet files.
+        labels_uri: Parquet file, directory or glob with columns id and label.
+
+    Returns:
+        See ``evaluate.evaluate_tables``.
+
+    Raises:
+        InputError: files that are missing, unreadable or do not fit together.
+    """
+    labels = pa.concat_tables(list(_tables(labels_uri, ["id", "label"])))
+    is_run = bool(Storage(assignments_uri).list("assignments")) if "*" not in assignments_uri else False
+    if is_run:
+        assignments_uri = assignments_uri.rstrip("/") + "/assignments"
+    return evaluate_tables(_tables(assignments_uri, None), labels)
+
+
+def _tables(uri: str, columns: list[str] | None) -> Iterator[pa.Table]:
+    root, files = list_inputs(uri)
+    for info in files:
+        with root.open(info.path) as file:
+            try:
+                footer = pq.ParquetFile(file)
+                missing = [name for name in columns or () if name not in footer.schema_arrow.names]
+                if missing:
+                    raise InputError(
+                        f"{root.uri}/{info.path}: no column {missing[0]!r}; needed: {', '.join(columns or ())}"
+                    )
+                yield footer.read(columns=columns)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{root.uri}/{info.path}: not a readable Parquet file ({error})") from None

@@ -1,0 +1,91 @@
+"""A run directory: who owns it, how far it got, and when it is complete.
+
+manifest.json, assignments/, clusters/, bad_rows/, metrics.json   what the user came for
+_work/fingerprint.json      what this run depends on; a run with another fingerprint is refused
+_work/markers/NAME.json     a finished stage with its numbers, written after the stage's blocks
+_work/...                   blocks of stages
+_SUCCESS                    written last
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hilander_dist
+from hilander_dist.errors import OutputError
+from hilander_dist.storage import Storage
+
+WORK = "_work"
+SUCCESS = "_SUCCESS"
+FINGERPRINT = f"{WORK}/fingerprint.json"
+
+
+class Run:
+    """An output directory owned by one job with one fingerprint."""
+
+    def __init__(self, output: Storage, fingerprint: Mapping[str, Any]) -> None:
+        """Claim a new output directory, or go on in one that a killed run of the same fingerprint left.
+
+        Raises:
+            OutputError: the directory holds a complete run, another run (the key that differs is named), or other files.
+        """
+        self.output = output
+        self.work = output.child(WORK)
+        self.started = time.time()
+        found = {info.path for info in output.list()}
+        if SUCCESS in found:
+            raise OutputError(f"{output.uri} holds a complete run: choose another --output, or delete it")
+        if FINGERPRINT in found:
+            _refuse_other_run(output, output.read_json(FINGERPRINT), fingerprint)
+        elif found:
+            raise OutputError(f"{output.uri} is not empty ({min(found)}): choose another --output, or delete it")
+        else:
+            output.write_json(FINGERPRINT, dict(fingerprint))
+        self.saved = frozenset(path.removeprefix(f"{WORK}/") for path in found if path.startswith(f"{WORK}/"))
+        self.resumed = FINGERPRINT in found
+
+    def marker(self, name: str) -> dict[str, Any] | None:
+        """The numbers of a stage that an earlier attempt finished, or None."""
+        path = f"markers/{name}.json"
+        if path not in self.saved:
+            return None
+        numbers: dict[str, Any] = self.work.read_json(path)
+        return numbers
+
+    def mark(self, name: str, numbers: Mapping[str, Any]) -> None:
+        """Record that a stage is finished; call after all its blocks are written."""
+        self.work.write_json(f"markers/{name}.json", dict(numbers))
+
+    def succeed(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, then the marker that makes the directory a result."""
+        self.output.write_json("manifest.json", dict(manifest))
+        self.output.put(SUCCESS, b"")
+
+
+def code_version() -> str:
+    """Version of the package and a digest of its sources: an edited checkout is another version."""
+    root = Path(hilander_dist.__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted(root.rglob("*.py")):
+        digest.update(source.relative_to(root).as_posix().encode())
+        digest.update(source.read_bytes())
+    return f"{hilander_dist.__version__}+{digest.hexdigest()[:12]}"
+
+
+def _refuse_other_run(output: Storage, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    for key, theirs_value, ours_value in _differences("", theirs, ours):
+        raise OutputError(
+            f"{output.uri} holds an unfinished run that differs in {key} ({theirs_value!r} there, {ours_value!r} now): "
+            "repeat it unchanged to resume, or choose another --output, or delete it"
+        )
+
+
+def _differences(prefix: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = [*a, *(key for key in b if key not in a)]
+        return [hit for key in keys for hit in _differences(f"{prefix}.{key}".lstrip("."), a.get(key), b.get(key))]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [hit for i, (x, y) in enumerate(zip(a, b, strict=True)) for hit in _differences(f"{prefix}[{i}]", x, y)]
+    return [] if a == b else [(prefix, a, b)]
