@@ -29,10 +29,10 @@ class Level:
     """Shard s holds the positions from ``starts[s]`` up to ``starts[s + 1]``."""
     nodes: list[Ref]
     """Per shard a block: id_N int64, x_ND float32, above level 0 sum_ND int64, count_N and rank_N int64, and class_N of labelled input."""
-    nlist: int
     centroids_CD: Ref
+    """The quantizer; it may have fewer cells than were wanted."""
     cell_start: Ref
-    """int64, length nlist + 1: position where each cell starts."""
+    """int64, length C + 1: position where each cell starts."""
 
     @property
     def shards(self) -> int:
@@ -71,7 +71,7 @@ def lay_out(tasks: Tasks, parts: Sequence[Ref], n: int, dim: int, shards: int, s
         tasks.call(_fill_shard, inbox, starts[s], starts[s + 1], save=f"{prefix}/nodes-{s:05d}.safetensors")
         for s, inbox in enumerate(shuffle(pieces, len(starts) - 1))
     ]
-    return Level(n, starts, nodes, nlist, centroids_CD, cell_start)
+    return Level(n, starts, nodes, centroids_CD, cell_start)
 
 
 def sample_rows(part: Block, share: float, salt: int) -> Block:
