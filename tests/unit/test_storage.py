@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hilander_dist.errors import InputError, StorageError
-from hilander_dist.storage import Storage, check_readable, list_inputs
+from hilander_dist.storage import Storage, check_reachable, check_readable, list_inputs
 
 # What must hold on every backend; tests/integration/test_storage_s3.py runs the same functions on S3.
 
@@ -122,6 +122,7 @@ def missing(storage: Storage) -> None:
             read("gone")
     with pytest.raises(StorageError, match=r"/gone: no such .*; check the path"):
         check_readable(f"{storage.uri}/gone")
+    check_reachable(f"{storage.uri}/gone")
 
 
 def put_if_absent(storage: Storage) -> None:

@@ -1,0 +1,331 @@
+"""Where files live, a mounted file system or S3: the two backends of ``storage.Storage``.
+
+Both have the same methods. A backend tries once and raises what the operating system, botocore or s3fs raises: to try
+again and to explain is the caller's part. Ranged reads alone are tried again here, each range by itself.
+"""
+
+import contextlib
+import functools
+import io
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, BinaryIO, TypeVar, cast
+
+from botocore import exceptions as boto  # type: ignore[import-untyped]
+from fsspec.asyn import sync
+
+from hilander_dist.errors import StorageError
+from hilander_dist.storage_errors import response
+
+_CHECK_S = 12.0
+_CONNECT_S, _READ_S = 5, 15
+_SLOWEST_BYTES_PER_S = 1 << 20  # an attempt may last 60 s plus its size over this
+_READ_AHEAD = 1 << 22  # a ranged read has the latency of 4 MiB
+_TEMPORARY = ".writing-"
+
+_T = TypeVar("_T")
+_Retry = Callable[[Callable[[], bytes]], bytes]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FileInfo:
+    """A file: path relative to the storage that listed it, size in bytes, and a tag that changes with the content."""
+
+    path: str
+    size: int
+    tag: str
+    """S3: the ETag. Local: modification time in ns and size."""
+
+
+Files = list[FileInfo]  # `list` means a method inside the classes below
+
+
+def backend_of(uri: str) -> "tuple[str, _Local | _S3]":
+    """Return a URI in its plain form, and the backend for what is below it.
+
+    Raises:
+        StorageError: the URI is neither a local path, nor file:///path, nor s3://bucket/prefix.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator or (scheme == "file" and rest.startswith("/")):
+        root = os.path.abspath(os.path.expanduser(rest if separator else uri))  # noqa: PTH100, PTH111 (Path keeps "..")
+        return root, _Local(root)
+    if scheme == "s3" and rest.strip("/"):
+        bucket, _, prefix = rest.strip("/").partition("/")
+        return f"s3://{rest.strip('/')}", _S3(bucket, prefix)
+    raise StorageError(f"{uri}: not a location that can be used; give a local path, file:///path or s3://bucket/prefix")
+
+
+def look_for_credentials_again() -> None:
+    """Drop this process's connections: a client that found no credentials never looks again."""
+    _s3_with.cache_clear()
+
+
+class _Local:
+    """A directory of a mounted file system."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def _at(self, path: str) -> Path:
+        return Path(self._root, _relative(path))
+
+    def info(self, path: str) -> FileInfo | None:
+        try:
+            stat = self._at(path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return FileInfo(path, stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}") if S_ISREG(stat.st_mode) else None
+
+    def list(self, path: str) -> Files:
+        top = self._at(path)
+        if not top.is_dir():
+            return []
+        files = []
+        for directory, _, names in os.walk(top, onerror=_raise_unless_gone, followlinks=True):
+            for name in names:
+                full = Path(directory, name)
+                # A file may go away while the walk is under way (a temporary one, or another task's).
+                if not name.startswith(_TEMPORARY) and (info := self.info(str(full.relative_to(self._root)))):
+                    files.append(info)
+        return files
+
+    def read(self, path: str) -> bytes:
+        return self._at(path).read_bytes()
+
+    def open(self, path: str, _: _Retry) -> BinaryIO:
+        return self._at(path).open("rb")
+
+    def put(self, path: str, data: bytes) -> None:
+        with self._written(path, data) as temporary:
+            temporary.replace(self._at(path))
+
+    def put_if_absent(self, path: str, data: bytes, _: str) -> bool:
+        with self._written(path, data) as temporary:
+            try:
+                self._at(path).hardlink_to(
+                    temporary
+                )  # fails where the name exists, and shows the whole content where not
+            except FileExistsError:
+                return False
+            return True
+
+    def delete(self, path: str) -> None:
+        self._at(path).unlink(missing_ok=True)
+
+    def delete_tree(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._at(path))
+
+    def check_readable(self) -> None:
+        top = self._at("")
+        if top.is_dir():
+            with os.scandir(top):
+                pass
+        else:
+            with top.open("rb"):
+                pass
+
+    def check_writable(self) -> None:
+        with self._written("probe", b"probe"):
+            pass
+
+    @contextlib.contextmanager
+    def _written(self, path: str, data: bytes) -> Iterator[Path]:
+        """Write `data` to a temporary file in the directory of `path`; it is gone afterwards."""
+        temporary = self._at(path).with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class _S3:
+    """The keys below a prefix of a bucket."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self._bucket, self._prefix = bucket, prefix
+
+    def _key(self, path: str) -> str:
+        return f"{self._prefix}/{_relative(path)}".strip("/")
+
+    def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        return cast("dict[str, Any]", _s3().call_s3(method, Bucket=self._bucket, timeout=_attempt_s(0), **arguments))
+
+    def info(self, path: str) -> FileInfo | None:
+        if not self._key(path):
+            return None
+        try:
+            head = self._call("head_object", Key=self._key(path))
+        except FileNotFoundError:
+            return None
+        return FileInfo(path, head["ContentLength"], head["ETag"].strip('"'))
+
+    def list(self, path: str) -> Files:
+        key = self._key(path)
+        start = len(self._prefix) + 1 if self._prefix else 0
+        request: dict[str, Any] = {"Prefix": f"{key}/" if key else ""}
+        files: Files = []
+        while True:
+            page = self._call("list_objects_v2", **request)
+            files += [
+                FileInfo(item["Key"][start:], item["Size"], item["ETag"].strip('"'))
+                for item in page.get("Contents", [])
+                if not item["Key"].endswith("/")  # some tools mark directories by empty objects
+            ]
+            if not page.get("IsTruncated"):
+                return files
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def read(self, path: str) -> bytes:
+        return cast("bytes", _s3().cat_file(f"{self._bucket}/{self._key(path)}", max_concurrency=1))
+
+    def open(self, path: str, retry: _Retry) -> BinaryIO:
+        head = self._call("head_object", Key=self._key(path))
+
+        def fetch(start: int, stop: int) -> bytes:
+            return retry(lambda: self._fetch(path, head["ETag"], start, stop))
+
+        return cast("BinaryIO", io.BufferedReader(_RangedFile(head["ContentLength"], fetch), _READ_AHEAD))
+
+    def put(self, path: str, data: bytes) -> None:
+        _s3().pipe_file(f"{self._bucket}/{self._key(path)}", data, timeout=_attempt_s(len(data)))
+
+    def put_if_absent(self, path: str, data: bytes, token: str) -> bool:
+        key = self._key(path)
+        try:
+            self._call("put_object", Key=key, Body=data, IfNoneMatch="*", Metadata={"writer": token})
+        except OSError as error:
+            if response(error)[0] not in ("PreconditionFailed", "412"):
+                raise
+            # The winner may be an attempt of our own, whose answer was lost: the token tells.
+            try:
+                return bool(self._call("head_object", Key=key).get("Metadata", {}).get("writer") == token)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def delete(self, path: str) -> None:
+        self._call("delete_object", Key=self._key(path))
+
+    def delete_tree(self, path: str) -> None:
+        keys = [{"Key": self._key(file.path)} for file in self.list(path)]
+        for start in range(0, len(keys), 1000):
+            answer = self._call("delete_objects", Delete={"Objects": keys[start : start + 1000], "Quiet": True})
+            for failure in answer.get("Errors", []):
+                raise boto.ClientError({"Error": failure}, "DeleteObjects")
+
+    def check_readable(self) -> None:
+        async def check(s3: Any) -> None:
+            keys = await self._first_key(s3)
+            if keys or self._prefix:
+                await s3._call_s3("head_object", Bucket=self._bucket, Key=keys[0] if keys else self._prefix)
+
+        _sync(check, _CHECK_S)
+
+    def check_writable(self) -> None:
+        async def check(s3: Any) -> None:
+            await self._first_key(s3)
+            probe = {"Bucket": self._bucket, "Key": self._key(f"{_TEMPORARY}{uuid.uuid4().hex}")}
+            await s3._call_s3("put_object", Body=b"probe", **probe)
+            await s3._call_s3("delete_object", **probe)
+
+        _sync(check, _CHECK_S)
+
+    async def _first_key(self, s3: Any) -> Sequence[str]:
+        # Checks begin with a listing: the answer to HEAD has no body to tell a wrong key from a wrong secret, and some
+        # servers answer a write to a missing bucket with 403.
+        prefix = f"{self._prefix}/" if self._prefix else ""
+        page = await s3._call_s3("list_objects_v2", Bucket=self._bucket, Prefix=prefix, MaxKeys=1)
+        return [item["Key"] for item in page.get("Contents", [])]
+
+    def _fetch(self, path: str, tag: str, start: int, stop: int) -> bytes:
+        async def fetch(s3: Any) -> bytes:
+            byte_range = f"bytes={start}-{stop - 1}"
+            answer = await s3._call_s3(
+                "get_object", Bucket=self._bucket, Key=self._key(path), Range=byte_range, IfMatch=tag
+            )
+            async with answer["Body"] as body:
+                return cast("bytes", await body.read())
+
+        return _sync(fetch, _attempt_s(stop - start))
+
+
+def _relative(path: str) -> str:
+    assert not path.startswith("/"), path
+    assert ".." not in path.split("/"), path
+    return path
+
+
+class _RangedFile(io.RawIOBase):
+    """A file of `size` bytes whose range start..stop-1 is what `fetch(start, stop)` returns."""
+
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._size, self._fetch, self._position = size, fetch, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence])
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._position + len(buffer), self._size)
+        if stop <= self._position:
+            return 0
+        data = self._fetch(self._position, stop)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _s3() -> Any:
+    """Return this process's s3fs file system for the present AWS_* variables."""
+    return _s3_with(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+
+
+@functools.lru_cache(maxsize=4)
+def _s3_with(_: tuple[tuple[str, str], ...]) -> Any:
+    import s3fs  # 0.5 s that local runs are spared
+
+    one_attempt = {"total_max_attempts": 1}  # `storage._guard` is the only loop that tries again
+    filesystem = s3fs.S3FileSystem(
+        anon=False,
+        skip_instance_cache=True,  # s3fs's own cache does not look at the environment
+        use_listings_cache=False,
+        max_concurrency=4,  # parts of 50 MB in flight
+        config_kwargs={"connect_timeout": _CONNECT_S, "read_timeout": _READ_S, "retries": one_attempt},
+    )
+    filesystem.retries = 1
+    return filesystem
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _sync(work: Callable[[Any], Coroutine[Any, Any, _T]], timeout_s: float) -> _T:
+    s3 = _s3()
+    return cast("_T", sync(s3.loop, work, s3, timeout=timeout_s))
+
+
+def _attempt_s(size: int) -> float:
+    return 60 + size / _SLOWEST_BYTES_PER_S
