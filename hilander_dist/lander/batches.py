@@ -44,8 +44,8 @@ class Batch:
 def target_batches(num_nodes: int, batch_size: int, seed: int, graph: int, start: int) -> Iterator[IntArray]:
     """Batches of a graph's nodes without end, from batch number ``start`` on.
 
-    Each pass over the graph is a permutation drawn for (seed, graph, pass), cut into batches of ``batch_size``; the last
-    one is smaller. A small graph is passed over many times in an epoch, as in the reference.
+    Each pass over the graph is a permutation drawn for (seed, graph, pass), cut into batches of ``batch_size``; the
+    last one is smaller. A small graph is passed over many times in an epoch, as in the reference.
     """
     batches = math.ceil(num_nodes / batch_size)
     for turn in itertools.count(start // batches):

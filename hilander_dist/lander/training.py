@@ -24,7 +24,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from hilander_dist.config import ModelConfig, TrainConfig
-from hilander_dist.errors import ClusterError, HilanderError
+from hilander_dist.errors import ClusterError, ConfigError, HilanderError
 from hilander_dist.lander.batches import Batch, learning_rate, make_batch, target_batches
 from hilander_dist.lander.checkpoint import load_checkpoint, save_checkpoint
 from hilander_dist.lander.level_graphs import LevelGraph
@@ -154,6 +154,8 @@ def _train_worker(config: dict[str, Any]) -> None:
             sums_2[1] = 1
         torch.distributed.all_reduce(sums_2)
         loss_E.append(float(sums_2[0]) / (rounds * len(graphs)))
+        if not math.isfinite(loss_E[-1]):
+            raise ConfigError(f"the training loss became {loss_E[-1]} in epoch {epoch + 1}: lower train.lr ({job.train.lr})")
         if sums_2[1] > 0 or epoch == job.train.epochs - 1:
             _report(job, lander, optimizer, loss_E, first=rank == 0)
             reported = time.monotonic()

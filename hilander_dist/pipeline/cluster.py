@@ -65,7 +65,7 @@ def run_cluster_job(
             f"{input_uri} has embeddings of {source.dim} dimensions, the model {model_uri} takes {model.dim}: "
             "use a model trained on embeddings of the same encoder"
         )
-    fingerprint = run_fingerprint("cluster", config, source) | {"model": model_hash(model)}
+    fingerprint = run_fingerprint("cluster", config, input_uri, source) | {"model": model_hash(model)}
     run = Run(output, fingerprint)
     with ray_session(address, debug):
         shards = choose_shards(run, source, config)
@@ -126,13 +126,12 @@ def choose_shards(run: Run, source: Source, config: Config) -> int:
     return shards
 
 
-def run_fingerprint(job: str, config: Config, source: Source) -> dict[str, Any]:
-    """What the result depends on; a run directory with another fingerprint is not gone on with."""
-    # The result does not depend on the number of shards, but blocks on disk do.
+def run_fingerprint(job: str, config: Config, input_uri: str, source: Source) -> dict[str, Any]:
+    """What the blocks and the result depend on; a run directory with another fingerprint is not gone on with."""
     return {
         "job": job,
         "config": config.model_dump(mode="json"),
-        "input": {"uri": source.root.uri, "files": source.listing()},
+        "input": {"uri": input_uri, "files": source.listing()},
         "code": code_version(),
     }
 
@@ -148,6 +147,7 @@ def manifest_head(job: str, config: Config, fingerprint: dict[str, Any], began: 
         "fingerprint": digest,
         "code": fingerprint["code"],
         "input": fingerprint["input"]["uri"],
+        "model": fingerprint.get("model"),
         "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
         "seconds": round(ended - began, 3),
         "software": {name: version(name) for name in SOFTWARE},
