@@ -1,0 +1,89 @@
+"""Every command of the README is run here as it stands there, but for placeholders and smaller training."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hilander_dist.pipeline.demo import write_embeddings
+from tests import points
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+SMALL = "--epochs 2 --set model.hidden=16"
+
+
+def commands() -> list[str]:
+    """The commands in the README's shell blocks, without comments, continued lines joined."""
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split(" #")[0].split()) for line in lines if line.strip()]
+
+
+def one(start: str) -> str:
+    """The README's only command that starts so."""
+    found = [command for command in commands() if command.startswith(start)]
+    assert len(found) == 1, f"{start!r}: {found}"
+    return found[0]
+
+
+def run(command: str, where: Path) -> str:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, shell=True, cwd=where, env=environment, capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_every_command_has_a_test() -> None:
+    elsewhere = ("export AWS_", "hilander cluster --input 's3://", "ray job submit")  # test_s3_jobs, test_ray_jobs
+    here = ("make ", "pip install", "hilander train", "hilander cluster", "hilander evaluate", "hilander config")
+    assert [command for command in commands() if not command.startswith(elsewhere + here)] == []
+
+
+def test_make_demo_prints_the_table(tmp_path: Path) -> None:
+    table = run(one("make demo").replace("make", f"make --no-print-directory -C {ROOT}"), tmp_path)
+    for method in ("LANDER", "DBSCAN", "average-linkage HAC"):
+        assert re.search(rf"^{method} +0\.\d+ +0\.\d+ +0\.\d+ +\d+$", table, re.MULTILINE), table
+    clusters = Path(table.strip().splitlines()[-1].split(": ")[1])
+    assert (clusters / "_SUCCESS").exists()
+
+
+def test_make_test_runs_pytest(tmp_path: Path) -> None:
+    assert ".venv/bin/pytest" in run(one("make test").replace("make", f"make -n -C {ROOT}"), tmp_path)
+
+
+def test_pip_install_names_a_real_extra_and_file() -> None:
+    command = one("pip install")
+    extra = re.findall(r"\.\[(\w+)\]", command)
+    assert set(extra) <= set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    assert (ROOT / command.split("--constraint ")[1].split()[0]).exists()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("readme")
+    for name, seed in (("labelled", 1), ("embeddings", 2)):
+        x_ND, label_N = points.clustered(seed, 300, 16, 12)
+        write_embeddings(str(where / f"{name}.parquet"), np.asarray(x_ND), label_N)
+    return where
+
+
+def test_train_cluster_evaluate(data: Path) -> None:
+    run(f"{one('hilander train')} {SMALL}", data)
+    run(one("hilander cluster --input embeddings"), data)
+    table = run(one("hilander evaluate"), data)
+    assert "300 labelled items scored" in table
+
+
+def test_config(data: Path) -> None:
+    plain, schema, mixed = (command for command in commands() if command.startswith("hilander config"))
+    assert "max_bad_share: 0.01" in run(plain, data)
+    assert '"max_bad_share"' in run(schema, data)
+    assert "tau: 0.7" in run(mixed, ROOT)
