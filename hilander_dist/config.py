@@ -114,7 +114,7 @@ class Config(_Options):
     k: int = Field(default=10, ge=2)
     """Neighbours per node in the k-NN graph, the node itself included."""
 
-    tau: float = Field(default=0.8, ge=0, le=1)
+    tau: float = Field(default=0.5, ge=0, le=1)
     """A link needs a predicted probability above this."""
 
     max_levels: int = Field(default=10, ge=1)

@@ -6,6 +6,7 @@ id's hash: the first row with an id stays. A row's *id* inside the program is it
 """
 
 import json
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ IDS_PER_HASH_TASK = 4_194_304
 
 UNIT_TOLERANCE = 2.0**-22
 """A row this near to length 1 is a unit row: rounding its coordinates to float32 moves the length by less."""
+
+TINY = 2.0**-400
+"""Shorter rows, and those longer than 1 / TINY, are scaled before they are squared: float64 input can be so extreme."""
 
 DUPLICATE = "duplicate id"
 
@@ -103,7 +107,12 @@ def normalise_rows(x_ND: np.ndarray) -> np.ndarray:
     Float32 rows whose length is 1 to rounding keep their bits, so that normalising twice changes nothing.
     """
     wide = x_ND.astype(np.float64)
-    length_N = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    with np.errstate(over="ignore", under="ignore"):
+        length_N = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+        far_N = (length_N < TINY) | (length_N > 1 / TINY)
+        if far_N.any():
+            wide[far_N] = np.ldexp(wide[far_N], -np.frexp(np.abs(wide[far_N]).max(axis=1, keepdims=True))[1])
+            length_N[far_N] = np.sqrt(np.einsum("nd,nd->n", wide[far_N], wide[far_N]))
     length_N[np.abs(length_N - 1) < UNIT_TOLERANCE] = 1.0
     return np.asarray(wide / length_N[:, None], dtype=np.float32)
 
@@ -176,6 +185,7 @@ def _read_units(tasks: Tasks, run: Run, source: Source, need_label: bool) -> lis
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         items = ray.data.from_items([unit.index for unit in todo], override_num_blocks=len(todo))
         with tasks.progress.stage("ingest", len(todo)) as advance, unwrapped_errors():
             for row in items.map(ingest_row).iter_rows():

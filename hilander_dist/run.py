@@ -8,7 +8,6 @@ _SUCCESS                    written last
 """
 
 import hashlib
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ class Run:
         """
         self.output = output
         self.work = output.child(WORK)
-        self.started = time.time()
         found = {info.path for info in output.list()}
         if SUCCESS in found:
             raise OutputError(f"{output.uri} holds a complete run: choose another --output, or delete it")
@@ -44,7 +42,6 @@ class Run:
         else:
             output.write_json(FINGERPRINT, dict(fingerprint))
         self.saved = frozenset(path.removeprefix(f"{WORK}/") for path in found if path.startswith(f"{WORK}/"))
-        self.resumed = FINGERPRINT in found
 
     def marker(self, name: str) -> dict[str, Any] | None:
         """The numbers of a stage that an earlier attempt finished, or None."""
@@ -77,9 +74,14 @@ def code_version() -> str:
 def _refuse_other_run(output: Storage, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     for key, theirs_value, ours_value in _differences("", theirs, ours):
         raise OutputError(
-            f"{output.uri} holds an unfinished run that differs in {key} ({theirs_value!r} there, {ours_value!r} now): "
+            f"{output.uri} holds an unfinished run that differs in {key} ({_short(theirs_value)} there, {_short(ours_value)} now): "
             "repeat it unchanged to resume, or choose another --output, or delete it"
         )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _differences(prefix: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:

@@ -27,8 +27,6 @@ def ray_session(address: str | None, debug: bool = False) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if not debug:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         ray.init(
             address=address,

@@ -4,8 +4,9 @@ The input is cut into *units*: runs of Parquet row groups of one file, or runs o
 files alone, never on the cluster. A row's number is its place in the whole input, files in the order of their names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,9 @@ from hilander_dist.storage import FileInfo, Storage, list_inputs
 
 ROWS_PER_UNIT = 65_536
 """Small row groups are read together up to this many rows, and a .npy file is cut at it: 64 MiB at 256 dimensions."""
+
+NPY_TYPES = tuple(np.dtype(order + kind) for order in "<>" for kind in ("f2", "f4", "f8"))
+"""Types of a .npy file that can be read."""
 
 FOOTER_THREADS = 16
 """Footers are read side by side: on S3 each is a round trip."""
@@ -78,10 +82,13 @@ def open_source(uri: str, columns: InputConfig, need_label: bool = False) -> Sou
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         heads = list(pool.map(lambda info: _read_head(root, info, columns), files))
     for info, head in zip(files, heads, strict=True):
-        if (head.id_type, head.has_label) != (heads[0].id_type, heads[0].has_label):
-            raise InputError(f"{root.uri}/{info.path}: its id or label column differs from that of {files[0].path}")
+        if (head.id_type, head.label_type) != (heads[0].id_type, heads[0].label_type):
+            raise InputError(
+                f"{root.uri}/{info.path}: its id or label column differs in type from that of {files[0].path}: "
+                "write both files alike"
+            )
     first = heads[0]
-    if need_label and not first.has_label:
+    if need_label and first.label_type is None:
         raise InputError(
             f"{uri}: no column {columns.label_column!r}: labels are needed here; name theirs with --set input.label_column=..."
         )
@@ -100,7 +107,7 @@ def open_source(uri: str, columns: InputConfig, need_label: bool = False) -> Sou
             raise InputError(
                 f"{root.uri}/{info.path}: embeddings of {other} dimensions, but {dim} elsewhere in the input"
             )
-    return Source(root, tuple(files), tuple(units), dim, first.id_type, first.has_label, columns)
+    return Source(root, tuple(files), tuple(units), dim, first.id_type, first.label_type is not None, columns)
 
 
 def read_unit(source: Source, unit: Unit) -> pa.Table:
@@ -109,18 +116,12 @@ def read_unit(source: Source, unit: Unit) -> pa.Table:
         return _read_npy_rows(source.root, unit)
     names = source.columns
     columns = [names.id_column, names.embedding_column, *([names.label_column] if source.has_label else [])]
-    try:
-        with source.root.open(unit.path) as file:
-            table = pq.ParquetFile(file).read_row_groups(range(*unit.groups), columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{source.root.uri}/{unit.path}: damaged Parquet file ({_short(error)}): write it again"
-        ) from None
-    ids = table[names.id_column].cast(pa.string() if source.id_type == "string" else pa.int64())
-    out = {"id": ids, "embedding": table[names.embedding_column]}
+    where = f"{source.root.uri}/{unit.path}"
+    with _parsing(where), source.root.open(unit.path) as file:
+        table = pq.ParquetFile(file).read_row_groups(range(*unit.groups), columns=columns, use_threads=False)
+    out = {"id": _as_key(table, names.id_column, where), "embedding": table[names.embedding_column]}
     if source.has_label:
-        label = table[names.label_column]
-        out["label"] = label.cast(pa.int64() if pa.types.is_integer(label.type) else pa.string())
+        out["label"] = _as_key(table, names.label_column, where)
     return pa.table(out)
 
 
@@ -130,7 +131,8 @@ class _Head:
     dim: int
     """0 where the footer does not tell (lists of any length)."""
     id_type: str
-    has_label: bool
+    label_type: str | None
+    """None where there is no such column."""
 
 
 def _read_head(root: Storage, info: FileInfo, columns: InputConfig) -> _Head:
@@ -142,7 +144,7 @@ def _read_head(root: Storage, info: FileInfo, columns: InputConfig) -> _Head:
                 f"{root.uri}/{path}: truncated: its header promises {rows} x {dim} {dtype}, it has {info.size} bytes"
             )
         units = [Unit(0, path, 0, at, min(ROWS_PER_UNIT, rows - at), (0, 0)) for at in range(0, rows, ROWS_PER_UNIT)]
-        return _Head(tuple(units), dim, "int64", False)
+        return _Head(tuple(units), dim, "int64", None)
     where = f"{root.uri}/{path}"
     try:
         with root.open(path) as file:
@@ -157,11 +159,11 @@ def _read_head(root: Storage, info: FileInfo, columns: InputConfig) -> _Head:
             )
     id_type = _id_type(schema.field(columns.id_column).type, where, columns.id_column)
     dim = _embedding_dim(schema.field(columns.embedding_column).type, where, columns.embedding_column)
-    has_label = columns.label_column in schema.names
-    if has_label:
-        _id_type(schema.field(columns.label_column).type, where, columns.label_column)
+    label_type = None
+    if columns.label_column in schema.names:
+        label_type = _id_type(schema.field(columns.label_column).type, where, columns.label_column)
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    return _Head(tuple(_group_units(path, sizes)), dim, id_type, has_label)
+    return _Head(tuple(_group_units(path, sizes)), dim, id_type, label_type)
 
 
 def _group_units(path: str, sizes: Sequence[int]) -> list[Unit]:
@@ -195,7 +197,7 @@ def _embedding_dim(kind: pa.DataType, where: str, column: str) -> int:
 def _first_length(root: Storage, units: Sequence[Unit], columns: InputConfig) -> int:
     """The commonest length among the first rows that have one: lists carry no dimension in the footer."""
     for unit in units:
-        with root.open(unit.path) as file:
+        with _parsing(f"{root.uri}/{unit.path}"), root.open(unit.path) as file:
             batches = pq.ParquetFile(file).iter_batches(1024, range(*unit.groups), [columns.embedding_column])
             for batch in batches:
                 lengths = pc.list_value_length(batch.column(0)).drop_null().to_numpy(zero_copy_only=False)
@@ -214,10 +216,11 @@ def _npy_shape(root: Storage, path: str) -> tuple[int, int, np.dtype[Any], int]:
             offset = file.tell()
     except (ValueError, OSError) as error:
         raise InputError(f"{where}: not a readable .npy file ({_short(error)})") from None
-    if len(shape) != 2 or fortran or dtype.kind != "f":
+    if len(shape) != 2 or fortran or dtype not in NPY_TYPES or shape[1] == 0:
         order = "Fortran" if fortran else "C"
         raise InputError(
-            f"{where}: {dtype} array of shape {shape} in {order} order: a 2-D float array in C order is needed"
+            f"{where}: {dtype} array of shape {shape} in {order} order: a 2-D array of float16, float32 or float64 "
+            "in C order is needed"
         )
     return shape[0], shape[1], dtype, offset
 
@@ -230,6 +233,23 @@ def _read_npy_rows(root: Storage, unit: Unit) -> pa.Table:
     ids = np.arange(unit.first_row, unit.first_row + unit.rows, dtype=np.int64)
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(dtype.newbyteorder("="))), dim)
     return pa.table({"id": ids, "embedding": embedding})
+
+
+@contextmanager
+def _parsing(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{where}: damaged Parquet file ({_short(error)}): write it again") from None
+
+
+def _as_key(table: pa.Table, column: str, where: str) -> pa.ChunkedArray:
+    """A column of ids or labels as int64 or string."""
+    kind = pa.int64() if pa.types.is_integer(table[column].type) else pa.string()
+    try:
+        return table[column].cast(kind)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{where}: column {column!r}: {_short(error)}: write it as strings") from None
 
 
 def _short(error: Exception) -> str:

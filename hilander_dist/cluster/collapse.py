@@ -22,9 +22,10 @@ class Collapsed:
     """What a level collapsed into."""
 
     peaks: list[Ref]
-    """Per shard a block of its peaks in canonical order: id_N, x_ND, sum_ND, count_N, rank_N (their label), label_N."""
+    """Per shard a block of its peaks in canonical order: id_N, x_ND, sum_ND, count_N, rank_N (their label),
+    position_N, and class_N of labelled input."""
     labels: list[Ref]
-    """Per shard label_N int64: the label of each node's tree."""
+    """Per shard a block of label_N int64: the label of each node's tree."""
     n: int
     """Number of peaks P: nodes of the next level."""
 

@@ -24,13 +24,13 @@ def decode_links(
     """Choose each node's parent.
 
     Args:
-        p0_NK: float32 distance of each edge, lower is better: the probability that its ends differ.
+        p0_NK: float32 distance of each edge, lower is better: the probability that its ends differ, or any other.
         nbr_NK: int64 neighbours, -1 pads.
         density_N: float32 density of the nodes.
         id_N: int64 ids of the nodes.
         nbr_density_NK: float32 density of the neighbours.
         nbr_id_NK: int64 ids of the neighbours.
-        limit: an edge needs a distance below this: 1 - tau.
+        limit: an edge needs a distance below this; for probabilities 1 - tau.
         compat: ``reference`` links to strictly denser nodes only; ``default`` also to an equally dense one of smaller
             id, so that exact duplicates join.
 

@@ -81,13 +81,13 @@ def _link_shard(
     if not merge_across_labels:
         nbr_NK = np.where(at_neighbours("class_N") == classes["class_N"][:, None], nbr_NK, -1)
     rank_N = decode_links(
-        1 - graph["sim_NK"],
+        -graph["sim_NK"],
         nbr_NK,
         density["density_N"],
         classes["id_N"],
         neighbour_columns(density, density_away, local_NK)("density_N"),
         at_neighbours("id_N"),
-        limit=1.0,
+        limit=0.0,
         compat="default",
     )
     return {

@@ -12,7 +12,10 @@ from rich.progress import Progress as Bars
 from hilander_dist.monitor.log import logger
 
 LOG_EVERY_S = 30.0
-"""Without a terminal a stage logs its start, its end, and a line this often in between."""
+"""Without a terminal a running stage logs a line this often."""
+
+LOG_FROM_S = 1.0
+"""A stage logs its end if it took longer: small upper levels would drown the log."""
 
 
 class Progress:
@@ -41,4 +44,6 @@ class Progress:
                 logger.info("stage running", stage=name, tasks_done=finished, tasks=total)
 
         yield advance
-        logger.info("stage done", stage=name, tasks=total, seconds=round(time.monotonic() - start, 2))
+        seconds = time.monotonic() - start
+        if seconds > LOG_FROM_S:
+            logger.info("stage done", stage=name, tasks=total, seconds=round(seconds, 1))
