@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
@@ -24,7 +24,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from hilander_dist.config import ModelConfig, TrainConfig
-from hilander_dist.errors import ClusterError, ConfigError, HilanderError
+from hilander_dist.errors import ClusterError, ConfigError, UserError
 from hilander_dist.lander.batches import Batch, learning_rate, make_batch, target_batches
 from hilander_dist.lander.checkpoint import load_checkpoint, save_checkpoint
 from hilander_dist.lander.level_graphs import LevelGraph
@@ -85,11 +85,12 @@ def fit(
 
     Raises:
         ClusterError: the cluster lacks the workers' CPUs or GPUs, or workers failed more than 3 times.
-        HilanderError: whatever ``load`` raises of that kind.
+        ConfigError: the loss is no longer finite.
+        UserError: whatever ``load`` raises of that kind.
     """
     _check_resources(train_config)
     trainer = TorchTrainer(
-        _train_worker,
+        _train_worker,  # type: ignore[arg-type]  # Train v2 passes its value on; the types are those of v1.
         train_loop_config={"job": _Job(load, uris, dim, model_config, train_config, seed)},
         scaling_config=ScalingConfig(num_workers=train_config.num_workers, use_gpu=train_config.use_gpu),
         run_config=RunConfig(
@@ -102,16 +103,31 @@ def fit(
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise _plain_error(error, run_name) from error
+        failures = list(getattr(error, "worker_failures", {}).values())
+        reason = str(failures[0] if failures else error).strip().splitlines()[-1]
+        raise ClusterError(
+            f"training {run_name} failed: {reason}; run it again to go on from its last checkpoint"
+        ) from error
+    mistake: UserError | None = cast("Any", result).return_value
+    if mistake is not None:
+        raise mistake
     assert result.checkpoint is not None
     assert result.metrics is not None
     with result.checkpoint.filesystem.open_input_stream(f"{result.checkpoint.path}/{MODEL_FILE}") as file:
         return TrainedModel(checkpoint=file.readall(), loss_E=result.metrics["loss_E"])
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    """What each worker runs."""
-    job: _Job = config["job"]
+def _train_worker(config: dict[str, Any]) -> UserError | None:
+    """What each worker runs. It returns what only the user can mend: if it were raised, Ray would try thrice more."""
+    try:
+        _train(config["job"])
+    except UserError as mistake:
+        return mistake
+    return None
+
+
+def _train(job: _Job) -> None:
+    """Train on this worker's parts of the batches. A UserError is raised on all workers, or on none."""
     resources = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
     torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
     context, device = ray.train.get_context(), get_device()
@@ -124,7 +140,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     loss_E = _restore(lander, optimizer)
     if len(loss_E) == job.train.epochs:
         return
-    graphs = job.load(job.uris)
+    graphs = _load(job, workers)
     rounds = math.ceil(len(graphs[0].label_N) / job.train.batch_size)
     steps = job.train.epochs * rounds * len(graphs)
     model = prepare_model(lander)
@@ -155,10 +171,27 @@ def _train_worker(config: dict[str, Any]) -> None:
         torch.distributed.all_reduce(sums_2)
         loss_E.append(float(sums_2[0]) / (rounds * len(graphs)))
         if not math.isfinite(loss_E[-1]):
-            raise ConfigError(f"the training loss became {loss_E[-1]} in epoch {epoch + 1}: lower train.lr ({job.train.lr})")
+            raise ConfigError(
+                f"the training loss became {loss_E[-1]} in epoch {epoch + 1}: lower train.lr ({job.train.lr})"
+            )
         if sums_2[1] > 0 or epoch == job.train.epochs - 1:
             _report(job, lander, optimizer, loss_E, first=rank == 0)
             reported = time.monotonic()
+
+
+def _load(job: _Job, workers: int) -> list[LevelGraph]:
+    """The level graphs. Where any worker fails to load them, all raise its error: none may wait for one that has left."""
+    graphs, mistake = [], None
+    try:
+        graphs = job.load(job.uris)
+    except UserError as error:
+        mistake = error
+    mistakes: list[UserError | None] = [None] * workers
+    torch.distributed.all_gather_object(mistakes, mistake)
+    for one in mistakes:
+        if one is not None:
+            raise one
+    return graphs
 
 
 def _loss_share(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -208,14 +241,3 @@ def _check_resources(config: TrainConfig) -> None:
         raise ClusterError(
             f"train.num_workers={config.num_workers}: the cluster has {there} {kind}s; lower it, or add nodes"
         )
-
-
-def _plain_error(error: TrainingFailedError, run_name: str) -> HilanderError:
-    """The error of our own that a worker raised, or a line that says how the training failed."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    for failure in failures:
-        cause = getattr(failure, "_base_exc", failure)  # Ray wraps what a worker raises, and has no public way back.
-        if isinstance(cause, HilanderError):
-            return cause
-    lines = str(failures[0] if failures else error).strip().splitlines()
-    return ClusterError(f"training {run_name} failed: {lines[-1]}; run it again to go on from its last checkpoint")

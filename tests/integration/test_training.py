@@ -1,9 +1,8 @@
-"""Meta-training on a real local Ray: one worker, two workers, and two workers of which one dies."""
+"""Meta-training on a real local Ray: one worker, two workers, two workers of which one dies, and mistakes."""
 
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import ray
 
 from hilander_dist.config import ModelConfig, TrainConfig
-from hilander_dist.errors import ClusterError, InputError
+from hilander_dist.errors import ClusterError, ConfigError, InputError
 from hilander_dist.lander import training
 from hilander_dist.lander.checkpoint import load_checkpoint
 from hilander_dist.lander.level_graphs import LevelGraph, ground_truth_density
@@ -21,18 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
 
 MODEL = ModelConfig(hidden=16)
 TRAIN = TrainConfig(epochs=6, batch_size=64, lr=0.05)
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}},
-    )
-    yield
-    ray.shutdown()
 
 
 def make_graph(nodes: int, seed: int) -> LevelGraph:
@@ -56,28 +43,36 @@ def load_graphs(uris: list[str]) -> list[LevelGraph]:
 
 
 def load_graphs_then_die(uris: list[str]) -> list[LevelGraph]:
-    """As load_graphs, but the first process to see a checkpoint ends itself, once; the folder is the first URI."""
+    """As load_graphs, but one process ends itself once a checkpoint is registered; the folder is the first URI."""
     training.REPORT_EVERY_S = 0.0
+    snapshot, died = Path(uris[0], "run", "checkpoint_manager_snapshot.json"), Path(uris[0], "died")
 
     def die_once() -> None:
-        while not list(Path(uris[0]).glob("run/checkpoint_*/model.safetensors")):
-            time.sleep(0.01)
+        while not (snapshot.exists() and "checkpoint_2" in snapshot.read_text()):
+            time.sleep(0.005)
         try:
-            Path(uris[0], "died").touch(exist_ok=False)
+            died.touch(exist_ok=False)
         except FileExistsError:
             return
         os._exit(1)
 
-    threading.Thread(target=die_once, daemon=True).start()
+    if died.exists():
+        assert ray.train.get_checkpoint() is not None
+    else:
+        threading.Thread(target=die_once, daemon=True).start()
     return load_graphs(uris)
 
 
-def load_nothing(uris: list[str]) -> list[LevelGraph]:
-    raise InputError(f"{uris[0]}: no such level graph")
+def load_on_the_first_only(uris: list[str]) -> list[LevelGraph]:
+    rank = ray.train.get_context().get_world_rank()
+    if rank > 0:
+        raise InputError(f"{uris[0]}: no such level graph, worker {rank}")
+    return load_graphs(uris)
 
 
 @pytest.mark.usefixtures("local_ray")
 class TestFit:
+    @pytest.mark.timeout(900)
     def test_one_and_two_workers_and_a_death_give_one_curve(self, tmp_path: Path) -> None:
         two = TRAIN.model_copy(update={"num_workers": 2})
         alone = training.fit(load_graphs, [], 8, MODEL, TRAIN, 5, str(tmp_path / "one"), "run")
@@ -85,7 +80,7 @@ class TestFit:
         folder = tmp_path / "three"
         mended = training.fit(load_graphs_then_die, [str(folder)], 8, MODEL, two, 5, str(folder), "run")
 
-        assert (folder / "died").exists()
+        assert (folder / "died").exists()  # and load_graphs_then_die asserts that there was a checkpoint to go on from
         assert mended == pair
         assert len(alone.loss_E) == TRAIN.epochs
         assert alone.loss_E[-1] < alone.loss_E[0]
@@ -94,15 +89,21 @@ class TestFit:
         for key, value in one.items():
             np.testing.assert_allclose(value, other[key], atol=1e-5)
 
-        again = training.fit(load_nothing, [], 8, MODEL, two, 5, str(folder), "run")
+        again = training.fit(load_on_the_first_only, [str(folder)], 8, MODEL, two, 5, str(folder), "run")
         assert again == mended
 
-    def test_errors_of_the_loader_arrive_as_they_are(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="^a: no such level graph$"):
-            training.fit(load_nothing, ["a"], 8, MODEL, TRAIN, 5, str(tmp_path), "run")
+    def test_a_mistake_seen_by_one_worker_ends_the_training_of_all(self, tmp_path: Path) -> None:
+        two = TRAIN.model_copy(update={"num_workers": 2})
+        with pytest.raises(InputError, match=r"^a: no such level graph, worker 1$"):
+            training.fit(load_on_the_first_only, ["a"], 8, MODEL, two, 5, str(tmp_path), "run")
+
+    def test_a_loss_that_explodes(self, tmp_path: Path) -> None:
+        wild = TRAIN.model_copy(update={"lr": 1e20})
+        with pytest.raises(ConfigError, match=r"lower train\.lr"):
+            training.fit(load_graphs, [], 8, MODEL, wild, 5, str(tmp_path), "run")
 
     def test_too_few_cpus_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ClusterError, match="train.num_workers=3: the cluster has 2 CPUs"):
+        with pytest.raises(ClusterError, match=r"train\.num_workers=3: the cluster has 2 CPUs"):
             training.fit(
                 load_graphs, [], 8, MODEL, TRAIN.model_copy(update={"num_workers": 3}), 5, str(tmp_path), "run"
             )
