@@ -50,10 +50,11 @@ def train(
 ) -> None:
     """Meta-train LANDER on labelled embeddings; writes model.safetensors in the output directory."""
     with _reported(debug):
-        from hilander_dist.pipeline.train import run_train_job
-
         flags = {"train.epochs": epochs, "train.num_workers": num_workers, "seed": seed, "num_shards": num_shards}
         config = load_config(config_file, overrides or (), flags)
+        _check_locations(input_uri, output_uri)
+        from hilander_dist.pipeline.train import run_train_job
+
         run_train_job(input_uri, output_uri, config, address, debug)
 
 
@@ -75,8 +76,6 @@ def cluster(
 ) -> None:
     """Cluster embeddings into a hierarchy; writes assignments/, clusters/ and manifest.json in the output directory."""
     with _reported(debug):
-        from hilander_dist.pipeline.cluster import run_cluster_job
-
         flags = {
             "k": k,
             "tau": tau,
@@ -86,6 +85,9 @@ def cluster(
             "num_shards": num_shards,
         }
         config = load_config(config_file, overrides or (), flags)
+        _check_locations(input_uri, output_uri, model_uri)
+        from hilander_dist.pipeline.cluster import run_cluster_job
+
         run_cluster_job(input_uri, model_uri, output_uri, config, address, debug)
 
 
@@ -98,6 +100,10 @@ def evaluate(
 ) -> None:
     """Score clusters against labels: pairwise, BCubed and NMI, final and per level."""
     with _reported(debug):
+        from hilander_dist.storage import check_reachable
+
+        check_reachable(assignments_uri)
+        check_reachable(labels_uri)
         from hilander_dist.evaluate import format_scores
         from hilander_dist.pipeline.evaluate import evaluate_uris
 
@@ -137,6 +143,16 @@ def demo(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends the process with the command's exit code."""
     app(args=None if argv is None else list(argv))
+
+
+def _check_locations(input_uri: str, output_uri: str, model_uri: str | None = None) -> None:
+    """Find a wrong key or a server that is down before the imports of torch and Ray, which take 3 s of a core."""
+    from hilander_dist.storage import Storage, check_reachable, check_readable
+
+    check_readable(input_uri)
+    if model_uri is not None:
+        check_reachable(model_uri)
+    Storage(output_uri).check_writable()
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class InputConfig(_Options):
     """Column with the row's id (string or integer). A .npy file has none: its row numbers are the ids."""
 
     embedding_column: str = "embedding"
-    """Column with the embedding: a list or fixed-size list of float16 or float32."""
+    """Column with the embedding: a list or fixed-size list of float16, float32 or float64."""
 
     label_column: str = "label"
     """Column with the class label (string or integer); needed to train, used for metrics where it exists."""

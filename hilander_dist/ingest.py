@@ -5,8 +5,8 @@ ids, and a table of bad rows with reasons. Then duplicate ids, which no unit can
 id's hash: the first row with an id stays. A row's *id* inside the program is its number in the input (int64).
 """
 
-import json
 import logging
+import pickle
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from hilander_dist.errors import InputError
+from hilander_dist.errors import HilanderError, InputError
 from hilander_dist.exchange import shuffle, unpack
 from hilander_dist.monitor.log import logger
 from hilander_dist.run import Run
@@ -101,6 +101,13 @@ def load_ids(work: Storage, unit: int, columns: list[str]) -> pa.Table:
     return work.read_table(_ids_path(unit), columns)
 
 
+def serve_ids(work: Storage, unit_starts: tuple[int, ...], unit: int, rows: np.ndarray) -> pa.Array:
+    """The user's ids of rows of a unit, counted from its first one: the ``serve`` of ``exchange.fetch_rows``."""
+    ids = load_ids(work, unit, ["row", "id"])
+    at = np.searchsorted(ids["row"].to_numpy(), rows + unit_starts[unit])
+    return ids["id"].combine_chunks().take(pa.array(at))
+
+
 def normalise_rows(x_ND: np.ndarray) -> np.ndarray:
     """Rows divided by their length: float64 inside, float32 out, each row by itself (algorithm.md 1.2).
 
@@ -178,8 +185,12 @@ def _read_units(tasks: Tasks, run: Run, source: Source, need_label: bool) -> lis
 
     def ingest_row(row: dict[str, Any]) -> dict[str, Any]:
         pin_threads()
-        bad = ingest_unit(source.units[row["item"]], source, run.work, run.output, need_label)
-        return {"unit": row["item"], "bad": json.dumps(bad)}
+        outcome: dict[str, int] | HilanderError
+        try:
+            outcome = ingest_unit(source.units[row["item"]], source, run.work, run.output, need_label)
+        except HilanderError as error:  # Ray Data would bring its traceback to the driver as text, without the error.
+            outcome = error
+        return {"unit": row["item"], "outcome": pickle.dumps(outcome)}
 
     if todo:
         context = ray.data.DataContext.get_current()
@@ -189,7 +200,10 @@ def _read_units(tasks: Tasks, run: Run, source: Source, need_label: bool) -> lis
         items = ray.data.from_items([unit.index for unit in todo], override_num_blocks=len(todo))
         with tasks.progress.stage("ingest", len(todo)) as advance, unwrapped_errors():
             for row in items.map(ingest_row).iter_rows():
-                done[row["unit"]] = json.loads(row["bad"])
+                outcome = pickle.loads(row["outcome"])
+                if isinstance(outcome, HilanderError):
+                    raise outcome
+                done[row["unit"]] = outcome
                 advance(1)
     return [done[unit.index] for unit in source.units]
 
@@ -250,11 +264,11 @@ def _refuse_many_bad(source: Source, counts: dict[str, Any]) -> None:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts["bad"].items()))
     if bad > source.columns.max_bad_share * source.rows:
         raise InputError(
-            f"{source.root.uri}: {bad} of {source.rows} rows cannot be used ({reasons}): more than "
+            f"{source.uri}: {bad} of {source.rows} rows cannot be used ({reasons}): more than "
             f"input.max_bad_share = {source.columns.max_bad_share}; see bad_rows/ in the output"
         )
     if counts["rows"] == 0:
-        raise InputError(f"{source.root.uri}: none of the {source.rows} rows can be used ({reasons})")
+        raise InputError(f"{source.uri}: none of the {source.rows} rows can be used ({reasons})")
     if bad:
         logger.warning("bad rows set aside", bad=bad, rows=source.rows, reasons=reasons)
 

@@ -48,6 +48,8 @@ class Unit:
 class Source:
     """An input that has been looked at: its files are readable and their columns fit together."""
 
+    uri: str
+    """As it was given."""
     root: Storage
     files: tuple[FileInfo, ...]
     units: tuple[Unit, ...]
@@ -107,7 +109,7 @@ def open_source(uri: str, columns: InputConfig, need_label: bool = False) -> Sou
             raise InputError(
                 f"{root.uri}/{info.path}: embeddings of {other} dimensions, but {dim} elsewhere in the input"
             )
-    return Source(root, tuple(files), tuple(units), dim, first.id_type, first.label_type is not None, columns)
+    return Source(uri, root, tuple(files), tuple(units), dim, first.id_type, first.label_type is not None, columns)
 
 
 def read_unit(source: Source, unit: Unit) -> pa.Table:
@@ -191,7 +193,7 @@ def _embedding_dim(kind: pa.DataType, where: str, column: str) -> int:
     fixed = pa.types.is_fixed_size_list(kind)
     if (fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_floating(kind.value_type):
         return int(kind.list_size) if fixed else 0
-    raise InputError(f"{where}: column {column!r} is {kind}, not a list of float16 or float32: convert it")
+    raise InputError(f"{where}: column {column!r} is {kind}, not a list of float16, float32 or float64: convert it")
 
 
 def _first_length(root: Storage, units: Sequence[Unit], columns: InputConfig) -> int:

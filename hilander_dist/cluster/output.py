@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from hilander_dist.cluster.levels import LevelOutput
 from hilander_dist.evaluate import Contingency, contingency, merge, scores_json
 from hilander_dist.exchange import concat_blocks, fetch_rows, fixed_starts, partition_rows, shuffle, take_rows
-from hilander_dist.ingest import Ingested, load_ids
+from hilander_dist.ingest import Ingested, load_ids, serve_ids
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Block, Ref, Tasks
 
@@ -158,7 +158,7 @@ def _write_clusters(
     tasks: Tasks, output: Storage, work: Storage, data: Ingested, levels: list[LevelOutput], tables: list[list[Ref]]
 ) -> list[Ref]:
     units = [unit.index for unit in data.source.units]
-    serve = functools.partial(_serve_ids, work, data.source.starts)
+    serve = functools.partial(serve_ids, work, data.source.starts)
     written = []
     for index, ranges in enumerate(tables):
         keys = [tasks.call(_peaks, table) for table in ranges]
@@ -208,12 +208,6 @@ def _sample_columns(members: Block, needs: list[np.ndarray], answers: list[Block
 def _rows_for(keys: np.ndarray, needs: list[np.ndarray], answers: list[Block]) -> Block:
     at = np.searchsorted(np.concatenate(needs), keys)
     return {name: array[at] for name, array in concat_blocks(answers).items()}
-
-
-def _serve_ids(work: Storage, unit_starts: tuple[int, ...], unit: int, rows: np.ndarray) -> pa.Array:
-    ids = load_ids(work, unit, ["row", "id"])
-    at = np.searchsorted(ids["row"].to_numpy(), rows + unit_starts[unit])
-    return ids["id"].combine_chunks().take(pa.array(at))
 
 
 def _by_key(block: Block, key: str, starts: tuple[int, ...]) -> Any:

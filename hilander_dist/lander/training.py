@@ -88,7 +88,7 @@ def fit(
         ConfigError: the loss is no longer finite.
         UserError: whatever ``load`` raises of that kind.
     """
-    _check_resources(train_config)
+    check_resources(train_config)
     trainer = TorchTrainer(
         _train_worker,  # type: ignore[arg-type]  # Train v2 passes its value on; the types are those of v1.
         train_loop_config={"job": _Job(load, uris, dim, model_config, train_config, seed)},
@@ -233,8 +233,12 @@ def _restore(lander: Lander, optimizer: torch.optim.Optimizer) -> list[float]:
     return loss_E
 
 
-def _check_resources(config: TrainConfig) -> None:
-    """Without this, a training that asks for more than the cluster has waits for ever."""
+def check_resources(config: TrainConfig) -> None:
+    """Refuse a training that asks for more workers than the cluster has places: it would wait for ever.
+
+    Raises:
+        ClusterError: it names both numbers.
+    """
     kind = "GPU" if config.use_gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
     if there < config.num_workers:

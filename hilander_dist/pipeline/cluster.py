@@ -21,7 +21,7 @@ from hilander_dist.monitor.progress import Progress
 from hilander_dist.run import Run, code_version
 from hilander_dist.runtime import cluster_cpus, ray_session
 from hilander_dist.source import Source, open_source
-from hilander_dist.storage import Storage, check_readable
+from hilander_dist.storage import Storage
 from hilander_dist.tasks import Tasks
 
 ROWS_PER_SHARD = 16_384
@@ -56,7 +56,6 @@ def run_cluster_job(
     """
     began = time.time()
     output = Storage(output_uri)
-    check_readable(input_uri)
     output.check_writable()
     source = open_source(input_uri, config.input)
     model = load_model(model_uri, config)
@@ -65,7 +64,7 @@ def run_cluster_job(
             f"{input_uri} has embeddings of {source.dim} dimensions, the model {model_uri} takes {model.dim}: "
             "use a model trained on embeddings of the same encoder"
         )
-    fingerprint = run_fingerprint("cluster", config, input_uri, source) | {"model": model_hash(model)}
+    fingerprint = run_fingerprint("cluster", config, source) | {"model": model_hash(model)}
     run = Run(output, fingerprint)
     with ray_session(address, debug):
         shards = choose_shards(run, source, config)
@@ -126,12 +125,12 @@ def choose_shards(run: Run, source: Source, config: Config) -> int:
     return shards
 
 
-def run_fingerprint(job: str, config: Config, input_uri: str, source: Source) -> dict[str, Any]:
+def run_fingerprint(job: str, config: Config, source: Source) -> dict[str, Any]:
     """What the blocks and the result depend on; a run directory with another fingerprint is not gone on with."""
     return {
         "job": job,
         "config": config.model_dump(mode="json"),
-        "input": {"uri": input_uri, "files": source.listing()},
+        "input": {"uri": source.uri, "files": source.listing()},
         "code": code_version(),
     }
 

@@ -24,7 +24,13 @@ def evaluate_uris(assignments_uri: str, labels_uri: str) -> dict[str, Any]:
     Raises:
         InputError: files that are missing, unreadable or do not fit together.
     """
-    labels = pa.concat_tables(list(_tables(labels_uri, ["id", "label"])))
+    try:
+        labels = pa.concat_tables(_tables(labels_uri, ["id", "label"]), promote_options="permissive")
+    except pa.ArrowException as error:
+        detail = " ".join(str(error).split())
+        raise InputError(
+            f"{labels_uri}: id or label of its files differ in type ({detail}): write them alike"
+        ) from None
     is_run = bool(Storage(assignments_uri).list("assignments")) if "*" not in assignments_uri else False
     if is_run:
         assignments_uri = assignments_uri.rstrip("/") + "/assignments"
@@ -44,4 +50,5 @@ def _tables(uri: str, columns: list[str] | None) -> Iterator[pa.Table]:
                     )
                 yield footer.read(columns=columns)
             except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{root.uri}/{info.path}: not a readable Parquet file ({error})") from None
+                detail = " ".join(str(error).split())
+                raise InputError(f"{root.uri}/{info.path}: not a readable Parquet file ({detail})") from None

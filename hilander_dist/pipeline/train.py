@@ -10,14 +10,14 @@ from hilander_dist.config import Config
 from hilander_dist.errors import InputError
 from hilander_dist.ingest import Ingested, ingest
 from hilander_dist.lander.level_graphs import LevelGraph, load_level_graph
-from hilander_dist.lander.training import fit
+from hilander_dist.lander.training import check_resources, fit
 from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
 from hilander_dist.pipeline.cluster import choose_shards, manifest_head, run_fingerprint
 from hilander_dist.run import Run
 from hilander_dist.runtime import ray_session
 from hilander_dist.source import open_source
-from hilander_dist.storage import Storage, check_readable
+from hilander_dist.storage import Storage
 from hilander_dist.tasks import Tasks
 
 
@@ -42,12 +42,12 @@ def run_train_job(
     """
     began = time.time()
     output = Storage(output_uri)
-    check_readable(input_uri)
     output.check_writable()
     source = open_source(input_uri, config.input, need_label=True)
-    fingerprint = run_fingerprint("train", config, input_uri, source)
+    fingerprint = run_fingerprint("train", config, source)
     run = Run(output, fingerprint)
     with ray_session(address, debug):
+        check_resources(config.train)
         shards = choose_shards(run, source, config)
         tasks = Tasks(run.work, run.saved, Progress())
         data = ingest(tasks, run, source, need_label=True)
@@ -55,6 +55,7 @@ def run_train_job(
         if classes < 2:
             raise InputError(f"{input_uri}: {classes} class: at least two are needed to learn what to keep apart")
         graphs = _level_graphs(tasks, run, data, config, shards)
+        logger.info("training", epochs=config.train.epochs, level_graphs=len(graphs), workers=config.train.num_workers)
         trained = fit(
             load_graphs,
             graphs,
