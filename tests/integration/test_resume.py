@@ -1,0 +1,124 @@
+"""Runs that are killed: the same command again goes on and ends in the same bytes; another command is refused."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from tests import oracle, points
+from tests.integration.conftest import Outcome, hilander, is_busy_worker, make_weights, result_bytes, write_points
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+SHARDS = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command, and what it writes when nothing disturbs it."""
+
+    folder: Path
+    tau: float
+    expected: dict[str, bytes]
+
+    def command(self, output: Path, *options: object) -> list[str]:
+        """The command line of ``hilander``, with further options."""
+        files = ["--input", self.folder / "in", "--model", self.folder / "model.pth", "--output", output]
+        given = ["cluster", *files, "--tau", self.tau, "--num-shards", SHARDS, "--set", "model.hidden=16", *options]
+        return [str(arg) for arg in given]
+
+
+@pytest.fixture(scope="module")
+def job(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("job")
+    x_ND = points.clustered(0, 2700, 24, 150)[0]
+    for part in range(4):
+        rows = slice(part * 700, part * 700 + 700)
+        write_points(folder / "in" / f"{part}.parquet", x_ND[rows], ids=list(range(2700))[rows])
+    _, weights = make_weights(folder / "model.pth", 0, 24)
+    undisturbed = Job(folder, oracle.middle_tau(x_ND[:1000], weights, 10), {})
+    outcome = hilander(*undisturbed.command(folder / "undisturbed"))
+    assert outcome.code == 0, outcome.err
+    return Job(folder, undisturbed.tau, result_bytes(folder / "undisturbed"))
+
+
+def test_a_driver_killed_twice_goes_on_where_it_was(job: Job, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    work = output / "_work"
+    graph = work / "level-0" / "graph-00000.safetensors"
+    _start_and_kill(job.command(output), lambda: graph.exists())
+    assert not (work / "markers" / "level-0.json").exists()
+
+    _refused(hilander(*job.command(output, "--tau", 0.123)), "config.tau", "0.123 now")
+    _refused(hilander(*job.command(output, "--seed", 7)), "config.seed")
+    make_weights(tmp_path / "other.pth", 1, 24)
+    _refused(hilander(*job.command(output, "--model", tmp_path / "other.pth")), "model (")
+    _refused(hilander(*job.command(output, "--input", job.folder / "in" / "0.parquet")), "input.uri")
+
+    begun = graph.stat().st_mtime_ns
+    _start_and_kill(job.command(output), lambda: any((output / "assignments").glob("*.parquet")))
+    first_level = (work / "markers" / "level-0.json").read_bytes()
+
+    outcome = hilander(*job.command(output))
+    assert outcome.code == 0, outcome.err
+    assert result_bytes(output) == job.expected
+    assert graph.stat().st_mtime_ns == begun
+    assert (work / "markers" / "level-0.json").read_bytes() == first_level
+    _refused(hilander(*job.command(output)), "holds a complete run")
+
+
+@pytest.mark.parametrize("stage", ["ingest", "level-0"])
+def test_a_killed_worker_changes_nothing(stage: str, job: Job, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    killed: list[int] = []
+
+    def kill_one_busy_worker() -> None:
+        while not (output / "_work" / stage).exists():
+            time.sleep(0.001)
+        while not killed and not (output / "_SUCCESS").exists():
+            for worker in psutil.Process().children(recursive=True):
+                if is_busy_worker(worker):
+                    worker.kill()
+                    killed.append(worker.pid)
+                    return
+
+    killer = threading.Thread(target=kill_one_busy_worker, daemon=True)
+    killer.start()
+    outcome = hilander(*job.command(output))
+    killer.join(60)
+
+    assert outcome.code == 0, outcome.err
+    assert len(killed) == 1
+    assert result_bytes(output) == job.expected
+
+
+def _start_and_kill(command: list[str], is_time: Callable[[], bool]) -> None:
+    """Start the command with a Ray of its own and SIGKILL it, then what is left of its processes, once it is time."""
+    driver = subprocess.Popen([Path(sys.executable).with_name("hilander"), *command], stderr=subprocess.PIPE, text=True)
+    assert driver.stderr is not None
+    while not is_time():
+        assert driver.poll() is None, driver.stderr.read()
+        time.sleep(0.002)
+    tree = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    for process in tree:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    assert driver.wait(30) == -9
+    psutil.wait_procs(tree, timeout=30)
+    driver.stderr.close()
+    assert not (Path(command[command.index("--output") + 1]) / "_SUCCESS").exists()
+
+
+def _refused(outcome: Outcome, *words: str) -> None:
+    assert outcome.code == 2, outcome.err
+    for word in words:
+        assert word in outcome.error
