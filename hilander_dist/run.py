@@ -8,6 +8,7 @@ _SUCCESS                    written last
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ class Run:
             _refuse_other_run(output, output.read_json(FINGERPRINT), fingerprint)
         elif found:
             raise OutputError(f"{output.uri} is not empty ({min(found)}): choose another --output, or delete it")
-        else:
-            output.write_json(FINGERPRINT, dict(fingerprint))
+        elif not output.put_if_absent(FINGERPRINT, json.dumps(fingerprint, indent=2).encode()):
+            raise OutputError(f"{output.uri} was claimed by another run just now: choose another --output")
         self.saved = frozenset(path.removeprefix(f"{WORK}/") for path in found if path.startswith(f"{WORK}/"))
 
     def marker(self, name: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from hilander_dist.config import InputConfig
 from hilander_dist.errors import InputError
+from hilander_dist.monitor.log import logger
 from hilander_dist.storage import FileInfo, Storage, list_inputs
 
 ROWS_PER_UNIT = 65_536
@@ -82,7 +83,7 @@ def open_source(uri: str, columns: InputConfig, need_label: bool = False) -> Sou
     """
     root, files = list_inputs(uri)
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        heads = list(pool.map(lambda info: _read_head(root, info, columns), files))
+        heads = list(pool.map(lambda info: _read_head(root, info, columns, need_label), files))
     for info, head in zip(files, heads, strict=True):
         if (head.id_type, head.label_type) != (heads[0].id_type, heads[0].label_type):
             raise InputError(
@@ -137,7 +138,7 @@ class _Head:
     """None where there is no such column."""
 
 
-def _read_head(root: Storage, info: FileInfo, columns: InputConfig) -> _Head:
+def _read_head(root: Storage, info: FileInfo, columns: InputConfig, need_label: bool) -> _Head:
     path = info.path
     if path.endswith(".npy"):
         rows, dim, dtype, offset = _npy_shape(root, path)
@@ -159,11 +160,19 @@ def _read_head(root: Storage, info: FileInfo, columns: InputConfig) -> _Head:
             raise InputError(
                 f"{where}: no column {name!r} (there are: {', '.join(schema.names)}): name yours with --set input.{option}=..."
             )
-    id_type = _id_type(schema.field(columns.id_column).type, where, columns.id_column)
+    id_type = _key_type(schema.field(columns.id_column).type)
+    if id_type is None:
+        raise _unusable_key(schema.field(columns.id_column).type, where, columns.id_column)
     dim = _embedding_dim(schema.field(columns.embedding_column).type, where, columns.embedding_column)
     label_type = None
     if columns.label_column in schema.names:
-        label_type = _id_type(schema.field(columns.label_column).type, where, columns.label_column)
+        label_type = _key_type(schema.field(columns.label_column).type)
+        if label_type is None and need_label:
+            raise _unusable_key(schema.field(columns.label_column).type, where, columns.label_column)
+        if label_type is None:
+            logger.warning(
+                "label column left out: it is not string or integer", file=where, column=columns.label_column
+            )
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     return _Head(tuple(_group_units(path, sizes)), dim, id_type, label_type)
 
@@ -181,12 +190,18 @@ def _group_units(path: str, sizes: Sequence[int]) -> list[Unit]:
     return units
 
 
-def _id_type(kind: pa.DataType, where: str, column: str) -> str:
+def _key_type(kind: pa.DataType) -> str | None:
+    """What a column of ids or labels is read as, or None: pandas' categories are dictionaries of their values."""
+    if pa.types.is_dictionary(kind):
+        return _key_type(kind.value_type)
     if pa.types.is_integer(kind):
         return "int64"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "string"
-    raise InputError(f"{where}: column {column!r} is {kind}, not string or integer: convert it")
+    strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return "string" if any(is_kind(kind) for is_kind in strings) else None
+
+
+def _unusable_key(kind: pa.DataType, where: str, column: str) -> InputError:
+    return InputError(f"{where}: column {column!r} is {kind}, not string or integer: convert it")
 
 
 def _embedding_dim(kind: pa.DataType, where: str, column: str) -> int:
@@ -247,7 +262,7 @@ def _parsing(where: str) -> Iterator[None]:
 
 def _as_key(table: pa.Table, column: str, where: str) -> pa.ChunkedArray:
     """A column of ids or labels as int64 or string."""
-    kind = pa.int64() if pa.types.is_integer(table[column].type) else pa.string()
+    kind = pa.int64() if _key_type(table[column].type) == "int64" else pa.string()
     try:
         return table[column].cast(kind)
     except pa.ArrowInvalid as error:

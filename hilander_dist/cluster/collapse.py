@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hilander_dist.cluster.features import member_sums
+from hilander_dist.cluster.features import MAX_MEMBERS, member_sums
+from hilander_dist.errors import ClusterError
 from hilander_dist.exchange import Starts, as_list, even_starts, fetch_rows, look_up, partition_rows, shuffle, unpack
 from hilander_dist.knn.layout import Level
 from hilander_dist.tasks import Block, Ref, Tasks
@@ -99,6 +100,10 @@ def merge_peaks(nodes: Block, pointers: Block, start: int, inbox: list[Block]) -
         at = np.searchsorted(peaks["position_N"], block["root_N"])
         sum_PD[at] += block["sum_ND"]
         count_P[at] += block["count_N"]
+    if len(count_P) and count_P.max() > MAX_MEMBERS:
+        raise ClusterError(
+            f"a cluster has {count_P.max()} samples, more than the {MAX_MEMBERS} that its sum can hold: raise tau"
+        )
     return {**peaks, "sum_ND": sum_PD, "count_N": count_P}
 
 

@@ -6,7 +6,10 @@ import numpy as np
 from hilander_dist.tasks import Block
 
 FIXED_POINT = float(2**40)
-"""Scale of the int64 sums: unit rows to 2**-41, and room for 8 million members (2**63 / 2**40) before an overflow."""
+"""Scale of the int64 sums: unit rows to 2**-41."""
+
+MAX_MEMBERS = 2**23 - 1
+"""Samples of one cluster whose sum cannot overflow, even where they are all one axis: 2**63 / 2**40."""
 
 
 def cluster_means(nodes: Block) -> np.ndarray:

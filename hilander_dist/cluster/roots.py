@@ -35,7 +35,6 @@ def find_roots(tasks: Tasks, parents: Sequence[Ref], starts: Starts) -> list[Ref
 
 def jump_inside(pointer_N: np.ndarray, start: int) -> Block:
     """Double the pointers that stay in the shard until each stands on a root or outside."""
-    pointer_N = pointer_N.copy()
     stop = start + len(pointer_N)
     while True:
         inside_N = (pointer_N >= start) & (pointer_N < stop)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hilander_dist.exchange import Starts, concat_blocks
-from hilander_dist.knn.kernel import empty_candidates, finish, search_part, search_rows
+from hilander_dist.knn.kernel import Candidates, empty_candidates, finish, search_part, search_rows
 from hilander_dist.knn.layout import Level, sample_rows
 from hilander_dist.knn.quantizer import probe_cells
 from hilander_dist.tasks import Block, Lazy, Ref, Tasks
@@ -112,17 +112,26 @@ def search_shard(
     """
     own = everything.get(shard)
     query_ND, id_N = own["x_ND"], own["id_N"]
+    candidates = empty_candidates(len(id_N), K)
+    if nprobe == len(centroids_CD):
+        for d in [shard, *(d for d in range(len(starts) - 1) if d != shard)]:
+            part = own if d == shard else everything.get(d)
+            search_rows(query_ND, id_N, np.arange(len(id_N)), part["x_ND"], part["id_N"], starts[d], candidates)
+        return _graph_block(candidates)
     probe_NP = probe_cells(query_ND, centroids_CD, nprobe)
     cells = np.unique(probe_NP)
     filled = cells[cell_start[cells] < cell_start[cells + 1]]
     first = np.searchsorted(starts, cell_start[filled], side="right") - 1
     last = np.searchsorted(starts, cell_start[filled + 1] - 1, side="right") - 1
     touched = {int(d) for lo, hi in zip(first, last, strict=True) for d in range(lo, hi + 1)}
-    candidates = empty_candidates(len(id_N), K)
     # The own shard first: it holds most neighbours, and their similarities let later blocks be filtered early.
     for d in [shard, *sorted(touched - {shard})]:
         part = own if d == shard else everything.get(d)
         search_part(query_ND, id_N, probe_NP, part["x_ND"], part["id_N"], starts[d], cell_start, candidates)
+    return _graph_block(candidates)
+
+
+def _graph_block(candidates: Candidates) -> Block:
     nbr_NK, sim_NK = finish(candidates)
     return {"nbr_NK": nbr_NK, "sim_NK": sim_NK}
 
@@ -131,7 +140,7 @@ def choose_nprobe(truth: Block, centroids_CD: np.ndarray, cell_start: np.ndarray
     """The fewest probes whose recall on the sample reaches the target with its whole confidence interval.
 
     Args:
-        truth: sampled nodes with their exact neighbours, see ``_merge_truth``.
+        truth: sampled nodes with their exact neighbours, see ``merge_truth``.
         centroids_CD: the quantizer.
         cell_start: int64 [nlist + 1].
         target_recall: the recall to reach.
