@@ -1,0 +1,97 @@
+"""Tasks without Ray: each runs at once in this process, so that the level loop can be tested over any number of shards.
+
+As on Ray, a ref is resolved where it stands as an argument or in a list among the arguments and nowhere else, and arrays
+that a task receives are read-only. As there, numeric libraries run on one thread.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hilander_dist.monitor.progress import Progress
+from hilander_dist.storage import Storage
+from hilander_dist.tasks import Block, Lazy, Tasks, pin_threads
+
+
+@dataclass(frozen=True)
+class Value:
+    """What stands for a ray.ObjectRef."""
+
+    value: Any
+
+
+class LocalTasks(Tasks):
+    """Runs tasks where they are submitted. Without a store, blocks to be saved are kept in ``blocks``."""
+
+    def __init__(self, store: Storage | None = None, saved: frozenset[str] = frozenset()) -> None:
+        pin_threads()
+        super().__init__(store or Storage("/nowhere"), saved, Progress())
+        self.blocks: dict[str, Block] = {}
+        self.calls: list[str] = []
+        self._writes = store is not None
+
+    def call(self, function: Callable[..., Any], *args: Any, returns: int = 1, save: str | None = None) -> Any:
+        if save is not None and save in self.saved:
+            return self.load(save)
+        self.calls.append(function.__name__)
+        result = _frozen(function(*(_resolved(arg) for arg in args)))
+        if save is not None:
+            self.blocks[save] = result
+            if self._writes:
+                self.store.write_block(save, result)
+        if returns == 1:
+            return Value(result)
+        assert len(result) == returns, f"{function.__name__} returned {len(result)} values, not {returns}"
+        return [Value(item) for item in result]
+
+    def load(self, path: str) -> Any:
+        return Value(_frozen(self.store.read_block(path)))
+
+    def get(self, refs: Any) -> Any:
+        return [ref.value for ref in refs] if isinstance(refs, list) else refs.value
+
+    def wait(self, refs: Sequence[Any], stage: str) -> None:
+        assert all(isinstance(ref, Value) for ref in refs)
+
+
+@dataclass(frozen=True)
+class _LocalLazy(Lazy):
+    def get(self, index: int) -> Block:
+        block: Block = self.refs[index].value
+        return block
+
+
+def put(value: Any) -> Value:
+    """The ref of a value."""
+    return Value(_frozen(value))
+
+
+def put_all(values: Sequence[Any]) -> list[Value]:
+    """The refs of values."""
+    return [put(value) for value in values]
+
+
+def _resolved(arg: Any) -> Any:
+    if isinstance(arg, Lazy):
+        return _LocalLazy(arg.refs)
+    return [_plain(item) for item in arg] if isinstance(arg, list) else _plain(arg)
+
+
+def _plain(arg: Any) -> Any:
+    if isinstance(arg, Value):
+        return arg.value
+    assert not (isinstance(arg, list) and any(isinstance(item, Value) for item in arg)), "a ref in a nested list"
+    return arg
+
+
+def _frozen(value: Any) -> Any:
+    """The value with read-only views in the place of arrays."""
+    if isinstance(value, np.ndarray):
+        view = value.view()
+        view.flags.writeable = False
+        return view
+    if type(value) is dict:
+        return {name: _frozen(item) for name, item in value.items()}
+    return type(value)(_frozen(item) for item in value) if type(value) in (list, tuple) else value
