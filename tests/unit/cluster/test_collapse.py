@@ -125,7 +125,7 @@ def test_a_shard_without_peaks_keeps_its_columns() -> None:
 
 def test_a_cluster_too_large_for_its_sum_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collapse_module, "MAX_MEMBERS", 2)
-    nodes = {"id_N": np.arange(3), "x_ND": np.eye(3, dtype=np.float32)}
+    nodes: Block = {"id_N": np.arange(3), "x_ND": np.eye(3, dtype=np.float32)}
     inbox = [{"root_N": np.array([0]), "sum_ND": np.zeros((1, 3), np.int64), "count_N": np.array([3])}]
     with pytest.raises(ClusterError, match="a cluster has 3 samples, more than the 2"):
         merge_peaks(nodes, {"pointer_N": np.zeros(3, np.int64)}, 0, inbox)
