@@ -1,4 +1,4 @@
-"""The command line: ``hilander train | cluster | evaluate | config | demo``.
+"""The command line: ``hilander train | cluster | graph | evaluate | config | demo``.
 
 Results go to stdout, log lines and progress to stderr. Exit codes: 0 success, 2 a mistake that the user can mend (one
 line says which), 1 anything else. Options come from defaults, then ``--config``, then ``--set``, then flags.
@@ -31,6 +31,8 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file wit
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="set an option; repeatable")]
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster; default RAY_ADDRESS, else a local Ray")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks and the workers' log")]
+Neighbours = Annotated[int | None, typer.Option("--k", help="neighbours per node, itself included")]
+Recall = Annotated[float | None, typer.Option("--target-recall", help="recall of the k-NN graph")]
 Seed = Annotated[int | None, typer.Option("--seed", help="seed of everything random")]
 Shards = Annotated[int | None, typer.Option("--num-shards", help="shards of level 0; the result does not depend on it")]
 
@@ -65,10 +67,10 @@ def cluster(
     output_uri: Output,
     config_file: ConfigFile = None,
     overrides: Overrides = None,
-    k: Annotated[int | None, typer.Option("--k", help="neighbours per node, itself included")] = None,
+    k: Neighbours = None,
     tau: Annotated[float | None, typer.Option("--tau", help="a link needs a probability above this")] = None,
     max_levels: Annotated[int | None, typer.Option("--max-levels", help="levels after which to stop")] = None,
-    target_recall: Annotated[float | None, typer.Option("--target-recall", help="recall of the k-NN graph")] = None,
+    target_recall: Recall = None,
     seed: Seed = None,
     num_shards: Shards = None,
     address: Address = None,
@@ -89,6 +91,29 @@ def cluster(
         from hilander_dist.pipeline.cluster import run_cluster_job
 
         run_cluster_job(input_uri, model_uri, output_uri, config, address, debug)
+
+
+@app.command()
+def graph(
+    input_uri: Input,
+    output_uri: Output,
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    k: Neighbours = None,
+    target_recall: Recall = None,
+    seed: Seed = None,
+    num_shards: Shards = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Build the k-NN graph alone; writes graph/*.parquet (id, neighbor_ids, similarities) in the output directory."""
+    with _reported(debug):
+        flags = {"k": k, "target_recall": target_recall, "seed": seed, "num_shards": num_shards}
+        config = load_config(config_file, overrides or (), flags)
+        _check_locations(input_uri, output_uri)
+        from hilander_dist.pipeline.graph import run_graph_job
+
+        run_graph_job(input_uri, output_uri, config, address, debug)
 
 
 @app.command()

@@ -14,14 +14,11 @@ import numpy as np
 from hilander_dist.exchange import Starts, concat_blocks
 from hilander_dist.knn.kernel import Candidates, empty_candidates, finish, search_part, search_rows
 from hilander_dist.knn.layout import Level, sample_rows
-from hilander_dist.knn.quantizer import probe_cells
+from hilander_dist.knn.quantizer import PROBES_ALIKE, Quantizer, probe_cells
 from hilander_dist.tasks import Block, Lazy, Ref, Tasks
 
 RECALL_SAMPLE = 1000
 """Nodes searched exactly: at a recall of .98 the 95% interval is about +- .004."""
-
-PROBES_RANKED = 64
-"""Cells per sampled node that are ranked at first when the number of probes is chosen."""
 
 SAMPLE_SALT = 0x5EED
 """Keeps the recall sample apart from the quantizer's training sample."""
@@ -63,9 +60,9 @@ def build_graph(
         descending, then id; and how it was searched.
     """
     truth = _sample_truth(tasks, level, k, seed)
-    nlist = nprobe = tasks.get(tasks.call(len, level.centroids_CD))
+    nlist = nprobe = tasks.get(tasks.call(_count_cells, level.quantizer))
     if nlist > 1 and target_recall < 1:
-        nprobe = tasks.get(tasks.call(choose_nprobe, truth, level.centroids_CD, level.cell_start, target_recall))
+        nprobe = tasks.get(tasks.call(choose_nprobe, truth, level.quantizer, level.cell_start, target_recall))
     # A task that waits for a block gives its CPU up, and Ray starts another worker: seconds. So blocks come first.
     tasks.wait(level.nodes, f"{prefix} layout")
     everything = Lazy(tuple(level.nodes))
@@ -75,7 +72,7 @@ def build_graph(
             s,
             everything,
             level.starts,
-            level.centroids_CD,
+            level.quantizer,
             level.cell_start,
             nprobe,
             k - 1,
@@ -94,7 +91,7 @@ def search_shard(
     shard: int,
     everything: Lazy,
     starts: Starts,
-    centroids_CD: np.ndarray,
+    quantizer: Quantizer,
     cell_start: np.ndarray,
     nprobe: int,
     K: int,
@@ -105,7 +102,7 @@ def search_shard(
         shard: index of the shard.
         everything: all shards' nodes, fetched one at a time.
         starts: how the positions are cut into shards.
-        centroids_CD: the level's quantizer.
+        quantizer: of the level.
         cell_start: int64 [nlist + 1].
         nprobe: cells probed per node.
         K: neighbours kept.
@@ -113,12 +110,13 @@ def search_shard(
     own = everything.get(shard)
     query_ND, id_N = own["x_ND"], own["id_N"]
     candidates = empty_candidates(len(id_N), K)
-    if nprobe == len(centroids_CD):
+    if nprobe == quantizer.cells:
         for d in [shard, *(d for d in range(len(starts) - 1) if d != shard)]:
             part = own if d == shard else everything.get(d)
             search_rows(query_ND, id_N, np.arange(len(id_N)), part["x_ND"], part["id_N"], starts[d], candidates)
         return _graph_block(candidates)
-    probe_NP = probe_cells(query_ND, centroids_CD, nprobe)
+    kept_NP = own["probe_NP"]
+    probe_NP = kept_NP[:, :nprobe] if nprobe <= kept_NP.shape[1] else probe_cells(query_ND, quantizer, nprobe)
     cells = np.unique(probe_NP)
     filled = cells[cell_start[cells] < cell_start[cells + 1]]
     first = np.searchsorted(starts, cell_start[filled], side="right") - 1
@@ -136,31 +134,31 @@ def _graph_block(candidates: Candidates) -> Block:
     return {"nbr_NK": nbr_NK, "sim_NK": sim_NK}
 
 
-def choose_nprobe(truth: Block, centroids_CD: np.ndarray, cell_start: np.ndarray, target_recall: float) -> int:
+def choose_nprobe(truth: Block, quantizer: Quantizer, cell_start: np.ndarray, target_recall: float) -> int:
     """The fewest probes whose recall on the sample reaches the target with its whole confidence interval.
 
     Args:
         truth: sampled nodes with their exact neighbours, see ``merge_truth``.
-        centroids_CD: the quantizer.
+        quantizer: of the level.
         cell_start: int64 [nlist + 1].
         target_recall: the recall to reach.
     """
-    nlist = len(centroids_CD)
+    nlist = quantizer.cells
     real_MK = truth["nbr_NK"] >= 0
     cell_MK = np.searchsorted(cell_start, truth["nbr_NK"], side="right") - 1
     wanted_M = real_MK.sum(axis=1)
-    tried = 0
-    found_M = np.zeros(len(wanted_M), dtype=np.int64)
-    while tried < nlist:
+    ranked = min(nlist, PROBES_ALIKE)
+    while True:
         # Few probes do as a rule; ranking all cells for all sampled nodes would take gigabytes at a quarter million cells.
-        ranked = min(nlist, max(PROBES_RANKED, 2 * tried))
-        probe_MP = probe_cells(truth["x_ND"], centroids_CD, ranked)
-        for rank in range(tried, ranked):
+        probe_MP = probe_cells(truth["x_ND"], quantizer, ranked)
+        found_M = np.zeros(len(wanted_M), dtype=np.int64)
+        for rank in range(ranked):
             found_M += ((cell_MK == probe_MP[:, rank, None]) & real_MK).sum(axis=1)
             if mean_interval(found_M[wanted_M > 0] / wanted_M[wanted_M > 0])[1] >= target_recall:
                 return rank + 1
-        tried = ranked
-    return nlist
+        if ranked == nlist:
+            return nlist
+        ranked = min(nlist, 2 * ranked)
 
 
 def mean_interval(values_M: np.ndarray) -> tuple[float, float]:
@@ -169,6 +167,10 @@ def mean_interval(values_M: np.ndarray) -> tuple[float, float]:
         return 1.0, 1.0
     mean = float(values_M.mean())
     return mean, max(0.0, mean - 1.96 * float(values_M.std()) / math.sqrt(len(values_M)))
+
+
+def _count_cells(quantizer: Quantizer) -> int:
+    return quantizer.cells
 
 
 def _sample_truth(tasks: Tasks, level: Level, k: int, seed: int) -> Ref:

@@ -13,11 +13,22 @@ from typing import Any
 import numpy as np
 
 from hilander_dist.exchange import Starts, even_starts, partition_rows, shuffle
-from hilander_dist.knn.quantizer import assign_cells, choose_nlist, train_quantizer, training_sample_size
+from hilander_dist.knn.quantizer import (
+    Quantizer,
+    choose_nlist,
+    flat_quantizer,
+    probe_cells,
+    train_quantizer,
+    training_sample_size,
+)
 from hilander_dist.tasks import Block, Ref, Tasks
 
 CHUNK = 512
 """Rows of the fixed unit of numeric work: at 512 x 1024 x 512 a product on one thread is near the peak of the core."""
+
+
+PROBES_KEPT = 8
+"""Cells that each node keeps from its assignment, nearest first: the search then ranks no cells again. 32 bytes a node."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +39,10 @@ class Level:
     starts: Starts
     """Shard s holds the positions from ``starts[s]`` up to ``starts[s + 1]``."""
     nodes: list[Ref]
-    """Per shard a block: id_N int64, x_ND float32, above level 0 sum_ND int64, count_N and rank_N int64, and class_N of labelled input."""
-    centroids_CD: Ref
-    """The quantizer; it may have fewer cells than were wanted."""
+    """Per shard a block: id_N int64, x_ND float32, probe_NP int32 (the PROBES_KEPT nearest cells), above level 0 sum_ND
+    int64, count_N and rank_N int64, and class_N of labelled input."""
+    quantizer: Ref
+    """Its cells may be fewer or more than were wanted."""
     cell_start: Ref
     """int64, length C + 1: position where each cell starts."""
 
@@ -56,22 +68,22 @@ def lay_out(tasks: Tasks, parts: Sequence[Ref], n: int, dim: int, shards: int, s
     if nlist > 1:
         share = min(1.0, training_sample_size(nlist) / n)
         sample = [tasks.call(sample_rows, part, share, seed) for part in parts]
-        centroids_CD = tasks.call(_train, sample, nlist, seed)
+        quantizer = tasks.call(_train, sample, nlist, seed)
     else:
-        centroids_CD = tasks.call(np.zeros, (1, dim), np.float32)
-    assigned = [tasks.call(_assign, part, centroids_CD, returns=2) for part in parts]
+        quantizer = tasks.call(flat_quantizer, dim)
+    assigned = [tasks.call(_probe_and_count, part, quantizer, returns=2) for part in parts]
     placed = tasks.call(place_cells, [counts for _, counts in assigned], returns=1 + len(parts))
     cell_start, offsets = placed[0], placed[1:]
     starts = even_starts(n, shards, CHUNK)
     pieces = [
-        tasks.call(_send_to_shards, part, cells, offset, starts, returns=len(starts) - 1)
-        for part, (cells, _), offset in zip(parts, assigned, offsets, strict=True)
+        tasks.call(_send_to_shards, part, probes, offset, starts, returns=len(starts) - 1)
+        for part, (probes, _), offset in zip(parts, assigned, offsets, strict=True)
     ]
     nodes = [
         tasks.call(_fill_shard, inbox, starts[s], starts[s + 1], save=f"{prefix}/nodes-{s:05d}.safetensors")
         for s, inbox in enumerate(shuffle(pieces, len(starts) - 1))
     ]
-    return Level(n, starts, nodes, centroids_CD, cell_start)
+    return Level(n, starts, nodes, quantizer, cell_start)
 
 
 def sample_rows(part: Block, share: float, salt: int) -> Block:
@@ -114,20 +126,20 @@ def positions_in_cells(cell_N: np.ndarray, offset_C: np.ndarray) -> np.ndarray:
     return position_N
 
 
-def _train(sample: list[Block], nlist: int, seed: int) -> np.ndarray:
+def _train(sample: list[Block], nlist: int, seed: int) -> Quantizer:
     id_N = np.concatenate([block["id_N"] for block in sample])
     x_ND = np.concatenate([block["x_ND"] for block in sample])
     return train_quantizer(x_ND[np.argsort(id_N)], nlist, seed)
 
 
-def _assign(part: Block, centroids_CD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    cell_N = assign_cells(part["x_ND"], centroids_CD)
-    return cell_N, np.bincount(cell_N, minlength=len(centroids_CD)).astype(np.int64)
+def _probe_and_count(part: Block, quantizer: Quantizer) -> tuple[np.ndarray, np.ndarray]:
+    probe_NP = probe_cells(part["x_ND"], quantizer, min(PROBES_KEPT, quantizer.cells))
+    return probe_NP, np.bincount(probe_NP[:, 0], minlength=quantizer.cells).astype(np.int64)
 
 
-def _send_to_shards(part: Block, cell_N: np.ndarray, offset_C: np.ndarray, starts: Starts) -> Any:
-    position_N = positions_in_cells(cell_N, offset_C)
-    return partition_rows({**part, "position_N": position_N}, position_N, starts)
+def _send_to_shards(part: Block, probe_NP: np.ndarray, offset_C: np.ndarray, starts: Starts) -> Any:
+    position_N = positions_in_cells(probe_NP[:, 0], offset_C)
+    return partition_rows({**part, "probe_NP": probe_NP, "position_N": position_N}, position_N, starts)
 
 
 def _fill_shard(inbox: list[Block], start: int, stop: int) -> Block:

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from hilander_dist.pipeline.demo import write_embeddings
@@ -43,7 +44,15 @@ def run(command: str, where: Path) -> str:
 
 def test_every_command_has_a_test() -> None:
     elsewhere = ("export AWS_", "hilander cluster --input 's3://", "ray job submit")  # test_s3_jobs, test_ray_jobs
-    here = ("make ", "pip install", "hilander train", "hilander cluster", "hilander evaluate", "hilander config")
+    here = (
+        "make ",
+        "pip install",
+        "hilander train",
+        "hilander cluster",
+        "hilander evaluate",
+        "hilander config",
+        "hilander graph",
+    )
     assert [command for command in commands() if not command.startswith(elsewhere + here)] == []
 
 
@@ -80,6 +89,13 @@ def test_train_cluster_evaluate(data: Path) -> None:
     run(one("hilander cluster --input embeddings"), data)
     table = run(one("hilander evaluate"), data)
     assert "300 labelled items scored" in table
+
+
+def test_graph(data: Path) -> None:
+    run(one("hilander graph"), data)
+    table = pq.read_table(data / "graph" / "graph")
+    assert table["id"].to_pylist() == list(range(300))
+    assert {len(ids) for ids in table["neighbor_ids"].to_pylist()} == {9}
 
 
 def test_config(data: Path) -> None:

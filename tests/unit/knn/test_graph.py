@@ -15,7 +15,7 @@ from hilander_dist.knn.graph import (
     search_shard,
 )
 from hilander_dist.knn.layout import CHUNK, Level, lay_out
-from hilander_dist.knn.quantizer import probe_cells
+from hilander_dist.knn.quantizer import Quantizer, probe_cells
 from hilander_dist.tasks import Block, Lazy
 from tests import oracle
 from tests.local_tasks import LocalTasks, put_all
@@ -56,13 +56,15 @@ def test_mean_interval_of_nothing_is_perfect() -> None:
     assert mean_interval(np.empty(0)) == (1.0, 1.0)
 
 
-def random_truth(seed: int, n: int, K: int, C: int) -> tuple[Block, np.ndarray, np.ndarray]:
+def random_truth(seed: int, n: int, K: int, C: int) -> tuple[Block, Quantizer, np.ndarray]:
     """Sampled nodes with made-up neighbours, centroids, and cells of uneven size, some of them empty."""
     rng = np.random.default_rng(seed)
     nbr_NK = np.sort(rng.integers(0, 40, (n, K)))
     nbr_NK[np.arange(K)[None] >= rng.integers(0, K + 1, n)[:, None]] = -1
     cell_start = np.array([0, *np.sort(rng.integers(0, 41, C - 1)), 40])
-    return {"x_ND": random_rows(seed, n, 3), "nbr_NK": nbr_NK}, random_rows(seed + 1, C, 3), cell_start
+    centroid_CD = random_rows(seed + 1, C, 3)
+    quantizer = Quantizer(centroid_CD, np.zeros((1, 3), np.float32), np.array([0, C]))
+    return {"x_ND": random_rows(seed, n, 3), "nbr_NK": nbr_NK}, quantizer, cell_start
 
 
 @settings(max_examples=40)
@@ -75,8 +77,8 @@ def random_truth(seed: int, n: int, K: int, C: int) -> tuple[Block, np.ndarray, 
 def test_choose_nprobe_takes_the_fewest_probes_that_reach_the_target(
     seed: int, C: int, target: float, ranked: int
 ) -> None:
-    truth, centroids_CD, cell_start = random_truth(seed, 30, 4, C)
-    probe_MC = probe_cells(truth["x_ND"], centroids_CD, C)
+    truth, quantizer, cell_start = random_truth(seed, 30, 4, C)
+    probe_MC = probe_cells(truth["x_ND"], quantizer, C)
     expected = C
     for nprobe in reversed(range(1, C)):
         shares = []
@@ -86,13 +88,13 @@ def test_choose_nprobe_takes_the_fewest_probes_that_reach_the_target(
                 shares.append(np.mean([cell in probe_C[:nprobe] for cell in cells]))
         expected = nprobe if mean_interval(np.array(shares))[1] >= target else expected
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph_module, "PROBES_RANKED", ranked)
-        assert choose_nprobe(truth, centroids_CD, cell_start, target) == expected
+        patch.setattr(graph_module, "PROBES_ALIKE", ranked)
+        assert choose_nprobe(truth, quantizer, cell_start, target) == expected
 
 
 def test_choose_nprobe_probes_once_where_no_node_has_a_neighbour() -> None:
-    truth, centroids_CD, cell_start = random_truth(0, 20, 4, 5)
-    assert choose_nprobe({**truth, "nbr_NK": np.full((20, 4), -1)}, centroids_CD, cell_start, 1.0) == 1
+    truth, quantizer, cell_start = random_truth(0, 20, 4, 5)
+    assert choose_nprobe({**truth, "nbr_NK": np.full((20, 4), -1)}, quantizer, cell_start, 1.0) == 1
 
 
 def test_sampled_rows_carry_their_positions_whatever_the_shard() -> None:
@@ -192,9 +194,12 @@ def test_a_shard_fetches_only_the_shards_that_it_probes() -> None:
             return block
 
     starts = tuple(range(0, 5 * CHUNK, CHUNK))
-    shards = [{"id_N": np.arange(a, a + CHUNK), "x_ND": x_ND[a : a + CHUNK]} for a in starts[:-1]]
-    graph = search_shard(
-        0, Watched(tuple(shards)), starts, np.eye(4, dtype=np.float32), np.array(starts), nprobe=2, K=3
-    )
+    quantizer = Quantizer(np.eye(4, dtype=np.float32), np.zeros((1, 4), np.float32), np.array([0, 4]))
+    probe_NP = probe_cells(x_ND, quantizer, 2)
+    shards = [
+        {"id_N": np.arange(a, a + CHUNK), "x_ND": x_ND[a : a + CHUNK], "probe_NP": probe_NP[a : a + CHUNK]}
+        for a in starts[:-1]
+    ]
+    graph = search_shard(0, Watched(tuple(shards)), starts, quantizer, np.array(starts), nprobe=2, K=3)
     assert fetched == [0, 2]
     assert graph["nbr_NK"].max() < CHUNK

@@ -98,7 +98,7 @@ def test_nodes_lie_in_the_order_of_cell_and_source(rows: Block, monkeypatch: pyt
     tasks = LocalTasks()
     level = lay_out(tasks, put_all([rows]), n, 8, 1, seed=0, prefix="level-0")
     (nodes,) = level_nodes(level)
-    cell_N = assign_cells(rows["x_ND"], tasks.get(level.centroids_CD))
+    cell_N = assign_cells(rows["x_ND"], tasks.get(level.quantizer))
     assert 6 < len(set(cell_N.tolist())) <= 12
     order = np.argsort(cell_N, kind="stable")
     for name, array in rows.items():
@@ -119,7 +119,7 @@ def test_the_layout_does_not_depend_on_parts_and_shards(
     parts = put_all(parts_of(rows, [5, 900, 900, 1700]))
     tasks = LocalTasks()
     many = lay_out(tasks, parts, n, 8, shards, seed=4, prefix="level-0")
-    np.testing.assert_array_equal(tasks.get(many.centroids_CD), tasks.get(one.centroids_CD))
+    np.testing.assert_array_equal(tasks.get(many.quantizer).centroid_CD, tasks.get(one.quantizer).centroid_CD)
     np.testing.assert_array_equal(tasks.get(many.cell_start), tasks.get(one.cell_start))
     (whole,) = level_nodes(one)
     for name, array in whole.items():

@@ -1,0 +1,210 @@
+"""The k-NN graph against IndexIVFFlat, flat search and the matrix product itself, on the same cores in the same run.
+
+    python -m benchmarks.knn_graph [--points N --dim D --k K --shards S --json]
+
+Both sides build the whole graph, training of their quantizer included, and reach recall@k-1 >= .98 against exact search
+on a sample. IVFFlat gets the best of several (nlist, nprobe); from 500,000 points on it is timed on a sample of the
+queries, its training and filling in full. Ours runs as it does in a job: tasks on a running Ray, blocks saved to disk.
+"""
+
+import argparse
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from typing import Any
+
+import faiss
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import ray
+
+from hilander_dist.knn.graph import build_graph
+from hilander_dist.knn.layout import lay_out
+from hilander_dist.monitor.progress import Progress
+from hilander_dist.storage import Storage
+from hilander_dist.tasks import Tasks
+
+TARGET = 0.98
+SAMPLE = 1000
+PART = 65_536
+SAMPLE_QUERIES_FROM = 500_000
+
+
+def long_tailed(n: int, dim: int, seed: int = 0) -> np.ndarray:
+    """Unit rows in long-tailed classes of about 50 rows on average, classes around superclasses; float32."""
+    rng = np.random.default_rng(seed)
+    classes, supers = max(2, n // 50), max(2, n // 2000)
+    weight = 1 / np.arange(1, classes + 1) ** 0.7
+    label_N = rng.choice(classes, size=n, p=weight / weight.sum())
+
+    def noise(rows: int, scale: float) -> np.ndarray:
+        drawn: np.ndarray = rng.standard_normal((rows, dim), dtype=np.float32)
+        return drawn * np.float32(scale / np.sqrt(dim))
+
+    super_SD = noise(supers, 1.0)
+    centre_CD = super_SD[rng.integers(supers, size=classes)] + noise(classes, 0.8)
+    centre_CD /= np.linalg.norm(centre_CD, axis=1, keepdims=True)
+    x_ND = np.empty((n, dim), np.float32)
+    for at in range(0, n, PART):
+        rows = slice(at, min(n, at + PART))
+        x_ND[rows] = centre_CD[label_N[rows]] + noise(rows.stop - at, 0.9)
+    x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
+    return x_ND
+
+
+def ours(x_ND: np.ndarray, k: int, shards: int) -> dict[str, Any]:
+    """Time of the whole graph on the running Ray, its recall, and the peak memory of all Ray processes beyond the idle."""
+    n, dim = x_ND.shape
+    parts = [
+        ray.put({"id_N": np.arange(at, min(n, at + PART)), "x_ND": x_ND[at : at + PART]}) for at in range(0, n, PART)
+    ]
+    with tempfile.TemporaryDirectory() as folder, _Peak() as peak:
+        tasks = Tasks(Storage(folder), frozenset(), Progress())
+        began = time.perf_counter()
+        level = lay_out(tasks, parts, n, dim, shards, 0, "level-0")
+        _, stats = build_graph(tasks, level, k, TARGET, 0, "level-0")
+        seconds = time.perf_counter() - began
+    return {"seconds": seconds, **stats.as_dict(), "peak_bytes": peak.bytes}
+
+
+def ivfflat(x_ND: np.ndarray, k: int, truth_SK: np.ndarray, sample_S: np.ndarray) -> dict[str, Any]:
+    """Time of the best IndexIVFFlat: all points as queries, in their own order, the point itself found and dropped."""
+    n, dim = x_ND.shape
+    best: dict[str, Any] = {}
+    for nlist in sorted({round(np.sqrt(n)), round(2 * np.sqrt(n)), round(4 * np.sqrt(n))}):
+        began = time.perf_counter()
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, nlist, faiss.METRIC_INNER_PRODUCT)
+        index.cp.min_points_per_centroid = 1
+        index.train(x_ND[:: max(1, n // (64 * nlist))])
+        index.add(x_ND)
+        built = time.perf_counter() - began
+        for nprobe in range(1, nlist):
+            index.nprobe = nprobe
+            found_SK = index.search(x_ND[sample_S], k)[1]
+            recall = _recall(truth_SK, found_SK, sample_S)
+            if recall >= TARGET:
+                break
+        # A tenth of the queries tells which index is best; the best one is then timed.
+        probe = x_ND[:: max(1, n // 10_000)]
+        began = time.perf_counter()
+        index.search(probe, k)
+        estimate = built + (time.perf_counter() - began) * n / len(probe)
+        if not best or estimate < best["estimate"]:
+            best = {
+                "estimate": estimate,
+                "index": index,
+                "built": built,
+                "nlist": nlist,
+                "nprobe": nprobe,
+                "recall": recall,
+            }
+    index = best.pop("index")
+    queries = x_ND if n < SAMPLE_QUERIES_FROM else x_ND[:: n // 100_000]
+    began = time.perf_counter()
+    index.search(queries, k)
+    return {**best, "seconds": best["built"] + (time.perf_counter() - began) * n / len(queries), "timed": len(queries)}
+
+
+def flat_seconds(x_ND: np.ndarray, k: int) -> float:
+    """Time of flat search of all points, from a sample of the queries."""
+    index = faiss.IndexFlatIP(x_ND.shape[1])
+    index.add(x_ND)
+    queries = x_ND[:: max(1, len(x_ND) // 4096)]
+    began = time.perf_counter()
+    index.search(queries, k)
+    return (time.perf_counter() - began) * len(x_ND) / len(queries)
+
+
+def sgemm_peak() -> float:
+    """FLOP/s of a large float32 product on all cores: the best of five."""
+    a = np.random.default_rng(0).standard_normal((4096, 4096), dtype=np.float32)
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - began)
+    return 2 * 4096**3 / min(times)
+
+
+def exact_neighbours(x_ND: np.ndarray, k: int, sample_S: np.ndarray) -> np.ndarray:
+    """The k - 1 nearest others of sampled points."""
+    found_SK = faiss.knn(x_ND[sample_S], x_ND, k, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    return np.stack([row[row != own][: k - 1] for row, own in zip(found_SK, sample_S, strict=True)])
+
+
+def _recall(truth_SK: np.ndarray, found_SK: np.ndarray, sample_S: np.ndarray) -> float:
+    pairs = zip(truth_SK, found_SK, sample_S, strict=True)
+    return float(np.mean([np.isin(truth, found[found != own]).mean() for truth, found, own in pairs]))
+
+
+class _Peak:
+    """Peak of private memory over this process's children and their shared object store, above that at the start."""
+
+    def __enter__(self) -> "_Peak":
+        self._stop = threading.Event()
+        self._base = self._now()
+        self.bytes = 0
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.2):
+            self.bytes = max(self.bytes, self._now() - self._base)
+
+    @staticmethod
+    def _now() -> int:
+        total = 0
+        for process in psutil.Process().children(recursive=True):
+            try:
+                memory = process.memory_info()
+                total += memory.rss - memory.shared
+            except psutil.NoSuchProcess:
+                continue
+        return int(total + psutil.disk_usage("/dev/shm").used)
+
+
+def measure(n: int, dim: int, k: int, shards: int, peers: bool) -> dict[str, Any]:
+    """All figures of one size."""
+    x_ND = long_tailed(n, dim)
+    result: dict[str, Any] = {"points": n, "dim": dim, "k": k, "shards": shards}
+    mine = ours(x_ND, k, shards)
+    peak = sgemm_peak()
+    # Products of the search alone: each point against the rows of its probed cells.
+    flop = 2.0 * n * dim * mine["nprobe"] * n / mine["nlist"]
+    result |= {"recall": mine["recall"], "nlist": mine["nlist"], "nprobe": mine["nprobe"], "ours_s": mine["seconds"]}
+    result |= {"peak_bytes": mine["peak_bytes"], "peak_over_vectors": mine["peak_bytes"] / x_ND.nbytes}
+    result["sgemm_share"] = flop / mine["seconds"] / peak
+    if peers:
+        sample_S = np.random.default_rng(1).choice(n, SAMPLE, replace=False)
+        theirs = ivfflat(x_ND, k, exact_neighbours(x_ND, k, sample_S), sample_S)
+        flat_s = flat_seconds(x_ND, k)
+        result |= {"ivfflat_s": theirs["seconds"], "ivfflat": theirs, "flat_s": flat_s}
+        result |= {"ratio_vs_ivfflat": theirs["seconds"] / mine["seconds"], "ratio_vs_flat": flat_s / mine["seconds"]}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=200_000)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--no-peers", action="store_true", help="time ours alone")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ours(long_tailed(20_000, args.dim), args.k, 4)  # workers start and kernels are compiled
+    result = measure(args.points, args.dim, args.k, args.shards, not args.no_peers)
+    print(json.dumps(result) if args.json else "\n".join(f"{key:18} {value}" for key, value in result.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The graph job: embeddings in, their k-NN graph out."""
+
+import time
+from typing import Any
+
+from hilander_dist.config import Config
+from hilander_dist.ingest import ingest
+from hilander_dist.knn.export import write_graph
+from hilander_dist.knn.graph import build_graph
+from hilander_dist.knn.layout import lay_out
+from hilander_dist.monitor.log import logger
+from hilander_dist.monitor.progress import Progress
+from hilander_dist.pipeline.cluster import choose_shards, manifest_head, run_fingerprint
+from hilander_dist.run import Run
+from hilander_dist.runtime import ray_session
+from hilander_dist.source import open_source
+from hilander_dist.storage import Storage
+from hilander_dist.tasks import Tasks
+
+
+def run_graph_job(
+    input_uri: str, output_uri: str, config: Config, address: str | None = None, debug: bool = False
+) -> dict[str, Any]:
+    """Build the k-NN graph of the input and write ``graph/*.parquet``.
+
+    Args:
+        input_uri: as of ``run_cluster_job``.
+        output_uri: a new directory, or that of the same run, killed: then it goes on.
+        config: ``k``, ``target_recall``, ``num_shards``, ``seed`` and ``input`` matter here.
+        address: Ray cluster; see ``runtime.ray_session``.
+        debug: show the workers' log.
+
+    Returns:
+        The manifest.
+    """
+    began = time.time()
+    output = Storage(output_uri)
+    output.check_writable()
+    source = open_source(input_uri, config.input)
+    fingerprint = run_fingerprint("graph", config, source)
+    run = Run(output, fingerprint)
+    with ray_session(address, debug):
+        shards = choose_shards(run, source, config)
+        tasks = Tasks(run.work, run.saved, Progress())
+        data = ingest(tasks, run, source, need_label=False)
+        level = lay_out(tasks, data.parts, data.rows, source.dim, shards, config.seed, "level-0")
+        graph, stats = build_graph(tasks, level, config.k, config.target_recall, config.seed, "level-0")
+        rows = write_graph(tasks, output, run.work, data, level, graph)
+        assert rows == data.rows, f"{rows} rows written for {data.rows} good rows"
+    manifest = {
+        **manifest_head("graph", config, fingerprint, began),
+        "shards": shards,
+        "counts": {"rows": source.rows, "in_graph": data.rows, "bad": data.bad},
+        "recall": stats.as_dict(),
+    }
+    run.succeed(manifest)
+    logger.info("done", rows=rows, recall=round(stats.recall, 4), output=output.uri)
+    return manifest

@@ -1,0 +1,52 @@
+"""``hilander graph`` against brute force, with the ids of the user."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from hilander_dist.knn import layout
+from tests import oracle, points
+from tests.integration.conftest import hilander, write_points
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def graph_files(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((folder / "graph").iterdir())]
+
+
+@pytest.mark.parametrize("form", ["string", "int", "npy"])
+def test_exact_graph_has_the_neighbours_of_brute_force(form: str, tmp_path: Path) -> None:
+    x_ND = oracle.unit_rows(points.clustered(3, 700, 16, 40)[0])
+    names: list[Any] = [f"p{i}" for i in range(700)] if form == "string" else list(range(700))
+    file = tmp_path / ("in.npy" if form == "npy" else "in.parquet")
+    if form == "npy":
+        np.save(file, x_ND)
+    else:
+        write_points(file, x_ND, ids=names)
+    done = hilander("graph", "--input", file, "--output", tmp_path / "out", "--target-recall", 1, "--num-shards", 2)
+    assert done.code == 0, done.err
+    table = pq.read_table(tmp_path / "out" / "graph")
+    nbr_NK, sim_NK, _ = oracle.knn(x_ND, np.arange(700), 10)
+    assert table["id"].to_pylist() == names
+    assert table["neighbor_ids"].to_pylist() == [[names[j] for j in row if j >= 0] for row in nbr_NK]
+    assert table["similarities"].to_pylist() == [
+        sim[nbr >= 0].tolist() for nbr, sim in zip(nbr_NK, sim_NK, strict=True)
+    ]
+
+
+def test_shards_and_short_rows_and_bad_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x_ND = np.concatenate([points.clustered(5, 1500, 8, 60)[0], -np.eye(8, dtype=np.float32)[:1], np.zeros((1, 8))])
+    file = write_points(tmp_path / "in.parquet", x_ND.astype(np.float32))
+    monkeypatch.setattr(layout, "choose_nlist", lambda n: 30)
+    for shards in (1, 3):
+        out = tmp_path / str(shards)
+        done = hilander("graph", "--input", file, "--output", out, "--target-recall", 0.9, "--num-shards", shards)
+        assert done.code == 0, done.err
+    assert graph_files(tmp_path / "1") == graph_files(tmp_path / "3")
+    table = pq.read_table(tmp_path / "1" / "graph")
+    assert table["id"].to_pylist() == list(range(1501))  # the zero row is in bad_rows/
+    assert all(s == sorted(s, reverse=True) and min(s, default=1) > 0 for s in table["similarities"].to_pylist())
