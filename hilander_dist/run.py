@@ -38,6 +38,7 @@ class Run:
             raise OutputError(f"{output.uri} holds a complete run: choose another --output, or delete it")
         if FINGERPRINT in found:
             _refuse_other_run(output, output.read_json(FINGERPRINT), fingerprint)
+            output.sweep()
         elif found:
             raise OutputError(f"{output.uri} is not empty ({min(found)}): choose another --output, or delete it")
         elif not output.put_if_absent(FINGERPRINT, json.dumps(fingerprint, indent=2).encode()):
@@ -58,6 +59,7 @@ class Run:
 
     def succeed(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest, then the marker that makes the directory a result."""
+        self.output.sweep()
         self.output.write_json("manifest.json", dict(manifest))
         self.output.put(SUCCESS, b"")
 

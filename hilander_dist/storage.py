@@ -95,6 +95,10 @@ class Storage:
         """Delete the directory `path` with all files below it; a missing one is no error."""
         self._run(path, lambda: self._backend.delete_tree(path))
 
+    def sweep(self) -> None:
+        """Delete what killed writers left half written. Nobody may be writing."""
+        self._run("", self._backend.sweep)
+
     def check_writable(self) -> None:
         """Raise StorageError within 20 s unless files can be written and deleted here. Creates a local directory."""
         _guard(self.uri, self._backend.check_writable, patience_s=0)

@@ -122,6 +122,10 @@ class _Local:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._at(path))
 
+    def sweep(self) -> None:
+        for left in self._at("").rglob(f"{_TEMPORARY}*"):
+            left.unlink(missing_ok=True)
+
     def check_readable(self) -> None:
         top = self._at("")
         if top.is_dir():
@@ -224,6 +228,9 @@ class _S3:
             answer = self._call("delete_objects", Delete={"Objects": keys[start : start + 1000], "Quiet": True})
             for failure in answer.get("Errors", []):
                 raise boto.ClientError({"Error": failure}, "DeleteObjects")
+
+    def sweep(self) -> None:
+        pass  # a put that was cut off leaves no key
 
     def check_readable(self) -> None:
         async def check(s3: Any) -> None:

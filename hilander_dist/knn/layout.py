@@ -17,7 +17,7 @@ from hilander_dist.knn.quantizer import (
     Quantizer,
     choose_nlist,
     flat_quantizer,
-    probe_cells,
+    nearest_cells,
     train_quantizer,
     training_sample_size,
 )
@@ -28,7 +28,7 @@ CHUNK = 512
 
 
 PROBES_KEPT = 8
-"""Cells that each node keeps from its assignment, nearest first: the search then ranks no cells again. 32 bytes a node."""
+"""Cells that each node keeps from its assignment, nearest first: the search then ranks no cells again. 64 bytes a node."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Level:
     starts: Starts
     """Shard s holds the positions from ``starts[s]`` up to ``starts[s + 1]``."""
     nodes: list[Ref]
-    """Per shard a block: id_N int64, x_ND float32, probe_NP int32 (the PROBES_KEPT nearest cells), above level 0 sum_ND
-    int64, count_N and rank_N int64, and class_N of labelled input."""
+    """Per shard a block: id_N int64, x_ND float32, probe_NP int32 and gap_NP float32 (the PROBES_KEPT nearest cells, see
+    ``quantizer.nearest_cells``), above level 0 sum_ND int64, count_N and rank_N int64, and class_N of labelled input."""
     quantizer: Ref
     """Its cells may be fewer or more than were wanted."""
     cell_start: Ref
@@ -132,14 +132,15 @@ def _train(sample: list[Block], nlist: int, seed: int) -> Quantizer:
     return train_quantizer(x_ND[np.argsort(id_N)], nlist, seed)
 
 
-def _probe_and_count(part: Block, quantizer: Quantizer) -> tuple[np.ndarray, np.ndarray]:
-    probe_NP = probe_cells(part["x_ND"], quantizer, min(PROBES_KEPT, quantizer.cells))
-    return probe_NP, np.bincount(probe_NP[:, 0], minlength=quantizer.cells).astype(np.int64)
+def _probe_and_count(part: Block, quantizer: Quantizer) -> tuple[Block, np.ndarray]:
+    probe_NP, gap_NP = nearest_cells(part["x_ND"], quantizer, min(PROBES_KEPT, quantizer.cells))
+    counts = np.bincount(probe_NP[:, 0], minlength=quantizer.cells).astype(np.int64)
+    return {"probe_NP": probe_NP, "gap_NP": gap_NP}, counts
 
 
-def _send_to_shards(part: Block, probe_NP: np.ndarray, offset_C: np.ndarray, starts: Starts) -> Any:
-    position_N = positions_in_cells(probe_NP[:, 0], offset_C)
-    return partition_rows({**part, "probe_NP": probe_NP, "position_N": position_N}, position_N, starts)
+def _send_to_shards(part: Block, probes: Block, offset_C: np.ndarray, starts: Starts) -> Any:
+    position_N = positions_in_cells(probes["probe_NP"][:, 0], offset_C)
+    return partition_rows({**part, **probes, "position_N": position_N}, position_N, starts)
 
 
 def _fill_shard(inbox: list[Block], start: int, stop: int) -> Block:

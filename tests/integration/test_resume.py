@@ -1,5 +1,6 @@
 """Runs that are killed: the same command again goes on and ends in the same bytes; another command is refused."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -105,6 +106,7 @@ def _start_and_kill(command: list[str], is_time: Callable[[], bool]) -> None:
     while not is_time():
         assert driver.poll() is None, driver.stderr.read()
         time.sleep(0.002)
+    driver.send_signal(signal.SIGSTOP)  # listing its processes takes a while, in which it would go on
     tree = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     for process in tree:

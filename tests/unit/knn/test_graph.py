@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,15 +9,16 @@ from hilander_dist.knn import graph as graph_module
 from hilander_dist.knn import layout
 from hilander_dist.knn.graph import (
     GraphStats,
+    Probing,
     build_graph,
-    choose_nprobe,
+    choose_probing,
     mean_interval,
     merge_truth,
     sample_rows_at,
     search_shard,
 )
 from hilander_dist.knn.layout import CHUNK, Level, lay_out
-from hilander_dist.knn.quantizer import Quantizer, probe_cells
+from hilander_dist.knn.quantizer import Quantizer, nearest_cells, probe_cells
 from hilander_dist.tasks import Block, Lazy
 from tests import oracle
 from tests.local_tasks import LocalTasks, put_all
@@ -67,34 +70,59 @@ def random_truth(seed: int, n: int, K: int, C: int) -> tuple[Block, Quantizer, n
     return {"x_ND": random_rows(seed, n, 3), "nbr_NK": nbr_NK}, quantizer, cell_start
 
 
+def recall_low(truth: Block, cell_start: np.ndarray, probed: list[list[int]]) -> float:
+    """Lower end of the recall when each sampled node probes these cells, from the definition."""
+    shares = []
+    for cells, nbr_K in zip(probed, truth["nbr_NK"], strict=True):
+        wanted = [next(c for c in range(len(cell_start)) if p < cell_start[c + 1]) for p in nbr_K if p >= 0]
+        if wanted:
+            shares.append(np.mean([cell in cells for cell in wanted]))
+    return mean_interval(np.array(shares))[1]
+
+
+TARGETS = st.sampled_from([0.2, 0.5, 0.8, 0.95, 1.0])
+
+
 @settings(max_examples=40)
-@given(
-    seed=st.integers(0, 10**6),
-    C=st.integers(1, 9),
-    target=st.sampled_from([0.2, 0.5, 0.8, 0.95, 1.0]),
-    ranked=st.integers(1, 10),
-)
-def test_choose_nprobe_takes_the_fewest_probes_that_reach_the_target(
+@given(seed=st.integers(0, 10**6), C=st.integers(1, 9), target=TARGETS, ranked=st.integers(1, 10))
+def test_beyond_the_kept_cells_the_fewest_probes_that_reach_the_target_are_taken(
     seed: int, C: int, target: float, ranked: int
 ) -> None:
     truth, quantizer, cell_start = random_truth(seed, 30, 4, C)
-    probe_MC = probe_cells(truth["x_ND"], quantizer, C)
-    expected = C
-    for nprobe in reversed(range(1, C)):
-        shares = []
-        for probe_C, nbr_K in zip(probe_MC, truth["nbr_NK"], strict=True):
-            cells = [next(c for c in range(C) if cell_start[c] <= p < cell_start[c + 1]) for p in nbr_K if p >= 0]
-            if cells:
-                shares.append(np.mean([cell in probe_C[:nprobe] for cell in cells]))
-        expected = nprobe if mean_interval(np.array(shares))[1] >= target else expected
+    cell_NC = probe_cells(truth["x_ND"], quantizer, C).tolist()
+    fits = [recall_low(truth, cell_start, [cells[:nprobe] for cells in cell_NC]) >= target for nprobe in range(1, C)]
+    expected = fits.index(True) + 1 if any(fits) else C
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_module, "PROBES_KEPT", 1)
         patch.setattr(graph_module, "PROBES_ALIKE", ranked)
-        assert choose_nprobe(truth, quantizer, cell_start, target) == expected
+        probing = choose_probing(truth, quantizer, cell_start, target)
+    assert probing.nprobe == expected
+    assert probing.gap == (0 if expected == 1 else math.inf)
 
 
-def test_choose_nprobe_probes_once_where_no_node_has_a_neighbour() -> None:
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10**6), C=st.integers(2, 8), target=TARGETS)
+def test_among_the_kept_cells_the_smallest_gap_that_reaches_the_target_is_taken(
+    seed: int, C: int, target: float
+) -> None:
+    truth, quantizer, cell_start = random_truth(seed, 30, 4, C)
+    cell_NC, gap_NC = nearest_cells(truth["x_ND"], quantizer, C)
+
+    def low(gap: float) -> float:
+        probed = [[int(c) for c, g in zip(*row, strict=True) if g <= gap] for row in zip(cell_NC, gap_NC, strict=True)]
+        return recall_low(truth, cell_start, probed)
+
+    probing = choose_probing(truth, quantizer, cell_start, target)
+    assert probing.nprobe == C
+    assert low(probing.gap) >= target
+    smaller = gap_NC[gap_NC < probing.gap]
+    assert not len(smaller) or low(smaller.max()) < target
+
+
+def test_one_probe_does_where_no_node_has_a_neighbour() -> None:
     truth, quantizer, cell_start = random_truth(0, 20, 4, 5)
-    assert choose_nprobe({**truth, "nbr_NK": np.full((20, 4), -1)}, quantizer, cell_start, 1.0) == 1
+    probing = choose_probing({**truth, "nbr_NK": np.full((20, 4), -1)}, quantizer, cell_start, 1.0)
+    assert probing.gap == 0
 
 
 def test_sampled_rows_carry_their_positions_whatever_the_shard() -> None:
@@ -137,13 +165,14 @@ def test_probing_every_cell_gives_the_exact_graph_for_any_sharding(
     np.testing.assert_array_equal(graph["nbr_NK"], nbr_NK)
     np.testing.assert_array_equal(graph["sim_NK"].view(np.int32), sim_NK.view(np.int32))
     assert (stats.recall, stats.recall_low, stats.nprobe) == (1.0, 1.0, stats.nlist)
-    assert 900 < stats.recall_sample < len(x_ND)
+    assert 400 < stats.recall_sample < 600
 
 
 def test_an_approximate_graph_is_the_same_for_any_sharding_and_reports_its_recall(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(layout, "choose_nlist", lambda n: 40)
+    monkeypatch.setattr(graph_module, "RECALL_SAMPLE", 1000)
     x_ND, _ = clustered(1, 900, DIM, 60)
     nodes, graph, stats = graph_of(x_ND, 1, 8, recall=0.9)
     again = graph_of(x_ND, 2, 8, recall=0.9)
@@ -195,11 +224,11 @@ def test_a_shard_fetches_only_the_shards_that_it_probes() -> None:
 
     starts = tuple(range(0, 5 * CHUNK, CHUNK))
     quantizer = Quantizer(np.eye(4, dtype=np.float32), np.zeros((1, 4), np.float32), np.array([0, 4]))
-    probe_NP = probe_cells(x_ND, quantizer, 2)
+    probe_NP, gap_NP = nearest_cells(x_ND, quantizer, 2)
     shards = [
-        {"id_N": np.arange(a, a + CHUNK), "x_ND": x_ND[a : a + CHUNK], "probe_NP": probe_NP[a : a + CHUNK]}
-        for a in starts[:-1]
+        {"id_N": np.arange(CHUNK) + s * CHUNK, "x_ND": x, "probe_NP": probe, "gap_NP": gap}
+        for s, (x, probe, gap) in enumerate(zip(*(np.split(rows, 4) for rows in (x_ND, probe_NP, gap_NP)), strict=True))
     ]
-    graph = search_shard(0, Watched(tuple(shards)), starts, quantizer, np.array(starts), nprobe=2, K=3)
+    graph = search_shard(0, Watched(tuple(shards)), starts, quantizer, np.array(starts), Probing(2, math.inf), K=3)
     assert fetched == [0, 2]
     assert graph["nbr_NK"].max() < CHUNK

@@ -56,7 +56,7 @@ def test_choose_nlist(n: int, nlist: int) -> None:
 
 
 def test_training_sample_grows_with_the_cells_up_to_a_ceiling() -> None:
-    assert training_sample_size(10) == 640
+    assert training_sample_size(10) == 320
     assert training_sample_size(1_000_000) == MAX_SAMPLE
 
 
