@@ -23,13 +23,14 @@ import ray
 
 from hilander_dist.knn.graph import build_graph
 from hilander_dist.knn.layout import lay_out
+from hilander_dist.monitor.log import configure_log
 from hilander_dist.monitor.progress import Progress
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Tasks
 
 TARGET = 0.98
 SAMPLE = 1000
-PART = 65_536
+PART = 32_768
 SAMPLE_QUERIES_FROM = 500_000
 
 
@@ -200,6 +201,7 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true", help="time ours alone")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    configure_log()
     ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     ours(long_tailed(20_000, args.dim), args.k, 4)  # workers start and kernels are compiled
     result = measure(args.points, args.dim, args.k, args.shards, not args.no_peers)

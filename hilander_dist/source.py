@@ -20,8 +20,8 @@ from hilander_dist.errors import InputError
 from hilander_dist.monitor.log import logger
 from hilander_dist.storage import FileInfo, Storage, list_inputs
 
-ROWS_PER_UNIT = 65_536
-"""Small row groups are read together up to this many rows, and a .npy file is cut at it: 64 MiB at 256 dimensions."""
+ROWS_PER_UNIT = 32_768
+"""Small row groups are read together up to this many rows, and a .npy file is cut at it: 32 MiB at 256 dimensions."""
 
 NPY_TYPES = tuple(np.dtype(order + kind) for order in "<>" for kind in ("f2", "f4", "f8"))
 """Types of a .npy file that can be read."""

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from hilander_dist.errors import ClusterError
 from hilander_dist.exchange import Starts, concat_blocks
 from hilander_dist.knn.kernel import Candidates, empty_candidates, finish, search_part, search_rows
 from hilander_dist.knn.layout import PROBES_KEPT, Level, sample_rows
-from hilander_dist.knn.quantizer import PROBES_ALIKE, Quantizer, nearest_cells
+from hilander_dist.knn.quantizer import CELLS_AROUND, Quantizer, nearest_cells
 from hilander_dist.tasks import Block, Lazy, Ref, Tasks
 
 RECALL_SAMPLE = 500
@@ -34,6 +35,8 @@ class Probing:
     gap: float
     """Those whose centroid is less similar than the nearest one's by at most this. Adaptive probing looks at 40% fewer
     rows than a fixed number of probes of the same recall (200k x 256, k 10 and 80)."""
+    rows: float
+    """Rows that a sampled node is compared with, on average."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class GraphStats:
     probe_gap: float | None
     """See ``Probing.gap``; None where every node probes ``nprobe`` cells."""
     rows_compared: float
-    """Rows that a node was compared with, on average."""
+    """Rows that a node was compared with, on average over the sample."""
     recall: float
     """Share of the sampled nodes' exact neighbours that are in the graph."""
     recall_low: float
@@ -78,7 +81,7 @@ def build_graph(
     """
     truth = _sample_truth(tasks, level, k, seed)
     nlist = tasks.get(tasks.call(_count_cells, level.quantizer))
-    probing = Probing(nlist, math.inf)
+    probing = Probing(nlist, math.inf, level.n)
     if nlist > 1 and target_recall < 1:
         probing = tasks.get(tasks.call(choose_probing, truth, level.quantizer, level.cell_start, target_recall))
     # A task that waits for a block gives its CPU up, and Ray starts another worker: seconds. So blocks come first.
@@ -102,10 +105,13 @@ def build_graph(
     hits = [tasks.call(_count_hits, truth, block, level.starts[s]) for s, block in enumerate(graph)]
     per_node = np.sort(np.concatenate(tasks.get(hits)))  # one order of addition for any sharding
     recall, low = mean_interval(per_node)
-    compared = [tasks.call(_rows_compared, nodes, level.quantizer, level.cell_start, probing) for nodes in level.nodes]
-    rows = sum(tasks.get(compared)) / level.n
+    if recall < target_recall and len(per_node):
+        raise ClusterError(
+            f"{prefix}: the k-NN graph has a recall of {recall:.4f}, below target_recall={target_recall}; "
+            "this should not happen: run with --target-recall 1, and report it"
+        )
     gap = probing.gap if math.isfinite(probing.gap) else None
-    return graph, GraphStats(nlist, probing.nprobe, gap, rows, recall, low, len(per_node))
+    return graph, GraphStats(nlist, probing.nprobe, gap, probing.rows, recall, low, len(per_node))
 
 
 def search_shard(
@@ -167,8 +173,8 @@ def probed_cells(nodes: Block, quantizer: Quantizer, probing: Probing) -> np.nda
 def choose_probing(truth: Block, quantizer: Quantizer, cell_start: np.ndarray, target_recall: float) -> Probing:
     """The least probing whose recall on the sample reaches the target with its whole confidence interval.
 
-    Among the cells that every node keeps, the smallest gap; where all of them together do not reach the target, the
-    smallest fixed number of cells.
+    It is the smallest gap among the cells that every node keeps; where all of those together do not reach the target,
+    among more of them.
 
     Args:
         truth: sampled nodes with their exact neighbours, see ``merge_truth``.
@@ -178,32 +184,34 @@ def choose_probing(truth: Block, quantizer: Quantizer, cell_start: np.ndarray, t
     """
     nlist = quantizer.cells
     real_MK = truth["nbr_NK"] >= 0
-    cell_MK = np.searchsorted(cell_start, truth["nbr_NK"], side="right") - 1
     some_M = real_MK.any(axis=1)
     wanted_M = real_MK.sum(axis=1)[some_M]
-
-    def found_by_rank(ranked: int) -> tuple[np.ndarray, np.ndarray]:
-        cell_MP, gap_MP = nearest_cells(truth["x_ND"], quantizer, ranked)
-        counts = [((cell_MK == cell_MP[:, rank, None]) & real_MK).sum(axis=1) for rank in range(ranked)]
-        return np.stack(counts, axis=1)[some_M], gap_MP[some_M]
 
     def reached(found_M: np.ndarray) -> bool:
         return mean_interval(found_M / wanted_M)[1] >= target_recall
 
-    kept = min(nlist, PROBES_KEPT)
-    found_MP, gap_MP = found_by_rank(kept)
-    if reached(found_MP.sum(axis=1)):
-        gaps = np.unique(gap_MP)
-        at = bisect.bisect_left(gaps, True, key=lambda gap: reached((found_MP * (gap_MP <= gap)).sum(axis=1)))
-        return Probing(kept, float(gaps[min(at, len(gaps) - 1)]) if len(gaps) else 0.0)
-    ranked = min(nlist, PROBES_ALIKE)
+    size_C = np.diff(cell_start)
+    count = min(nlist, PROBES_KEPT)
     while True:
-        # Few probes do as a rule; ranking all cells for all sampled nodes would take gigabytes at a quarter million cells.
-        found_MP, _ = found_by_rank(ranked)
-        enough = [rank for rank in range(kept, ranked) if reached(found_MP[:, : rank + 1].sum(axis=1))]
-        if enough or ranked == nlist:
-            return Probing(enough[0] + 1 if enough else nlist, math.inf)
-        ranked = min(nlist, 2 * ranked)
+        cell_MP, gap_MP = nearest_cells(truth["x_ND"], quantizer, count)
+        found_MP = _found_by_rank(truth, cell_start, cell_MP)[some_M]
+        if reached(found_MP.sum(axis=1)) or count == nlist:
+            gaps = np.unique(gap_MP[some_M])
+            at = bisect.bisect_left(
+                gaps, True, key=lambda gap: reached((found_MP * (gap_MP[some_M] <= gap)).sum(axis=1))
+            )
+            gap = float(gaps[min(at, len(gaps) - 1)]) if len(gaps) else 0.0
+            return Probing(count, gap, float((size_C[cell_MP] * (gap_MP <= gap)).sum(axis=1).mean()))
+        # Beyond what the nodes keep: what a quantizer of several groups finds cheaply, then from all cells.
+        count = min(nlist, max(CELLS_AROUND // 2, 4 * count))
+
+
+def _found_by_rank(truth: Block, cell_start: np.ndarray, cell_MP: np.ndarray) -> np.ndarray:
+    """How many exact neighbours of each sampled node lie in its nearest, second nearest ... cell, [M, P]."""
+    real_MK = truth["nbr_NK"] >= 0
+    nbr_cell_MK = np.searchsorted(cell_start, truth["nbr_NK"], side="right") - 1
+    counts = [((nbr_cell_MK == cell_MP[:, rank, None]) & real_MK).sum(axis=1) for rank in range(cell_MP.shape[1])]
+    return np.stack(counts, axis=1)
 
 
 def mean_interval(values_M: np.ndarray) -> tuple[float, float]:
@@ -212,13 +220,6 @@ def mean_interval(values_M: np.ndarray) -> tuple[float, float]:
         return 1.0, 1.0
     mean = float(values_M.mean())
     return mean, max(0.0, mean - 1.96 * float(values_M.std()) / math.sqrt(len(values_M)))
-
-
-def _rows_compared(nodes: Block, quantizer: Quantizer, cell_start: np.ndarray, probing: Probing) -> int:
-    if probing.nprobe == quantizer.cells:
-        return len(nodes["id_N"]) * int(cell_start[-1])
-    probe_NP = probed_cells(nodes, quantizer, probing)
-    return int((np.diff(cell_start)[np.maximum(probe_NP, 0)] * (probe_NP >= 0)).sum())
 
 
 def _count_cells(quantizer: Quantizer) -> int:

@@ -27,8 +27,8 @@ CHUNK = 512
 """Rows of the fixed unit of numeric work: at 512 x 1024 x 512 a product on one thread is near the peak of the core."""
 
 
-PROBES_KEPT = 8
-"""Cells that each node keeps from its assignment, nearest first: the search then ranks no cells again. 64 bytes a node."""
+PROBES_KEPT = 12
+"""Cells that each node keeps from its assignment, nearest first: the search then ranks no cells again. 96 bytes a node."""
 
 
 @dataclass(frozen=True)

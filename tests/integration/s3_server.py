@@ -47,7 +47,7 @@ class S3Server:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         (directory / "data").mkdir(parents=True, exist_ok=True)
-        self._ports = dict(zip(_PORT_FLAGS, _free_ports(len(_PORT_FLAGS)), strict=True))
+        self._ports = dict(zip(_PORT_FLAGS, free_ports(len(_PORT_FLAGS)), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self.endpoint = f"http://127.0.0.1:{self._ports['-s3.port']}"
@@ -185,7 +185,8 @@ def _client(server: S3Server) -> Any:
     )
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

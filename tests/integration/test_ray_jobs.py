@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import pytest
 from hilander_dist.storage import Storage
 from tests import points
 from tests.integration.conftest import make_weights, write_points
-from tests.integration.s3_server import S3Server, s3_server
+from tests.integration.s3_server import S3Server, free_ports, s3_server
 
 ROWS, DIM, CLASSES = 600, 16, 20
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -60,7 +59,7 @@ def address() -> Iterator[str]:
     """The jobs' address of a head of its own, with four CPUs."""
     # Sockets lie below the directory, and their paths may have 107 characters.
     directory = Path(tempfile.mkdtemp(prefix="hd-", dir="/tmp"))
-    ports = dict(zip(PORT_FLAGS, _free_ports(len(PORT_FLAGS)), strict=True))
+    ports = dict(zip(PORT_FLAGS, free_ports(len(PORT_FLAGS)), strict=True))
     command = [
         *(RAY, "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={directory / 'ray'}"),
         *(f"{flag}={port}" for flag, port in ports.items()),
@@ -193,11 +192,3 @@ def _wait_for(url: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
         if head.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"ray start (exit code {head.poll()}) did not come up:\n{log.read_text()[-2000:]}")
         time.sleep(0.5)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]

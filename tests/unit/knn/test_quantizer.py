@@ -9,9 +9,9 @@ from hilander_dist.knn.quantizer import (
     GROUPS_PROBED,
     MAX_SAMPLE,
     OVERSIZED,
-    Quantizer,
     assign_cells,
     choose_nlist,
+    one_group,
     probe_cells,
     train_quantizer,
     training_sample_size,
@@ -34,11 +34,7 @@ GROUPED = pytest.mark.parametrize("nlist", [40, 300])
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups at a size that trains in milliseconds."""
     monkeypatch.setattr(quantizer_module, "CELLS_OF_ONE_GROUP", 100)
-    monkeypatch.setattr(quantizer_module, "PROBES_ALIKE", 8)
-
-
-def one_group(centroids_CD: Float32) -> Quantizer:
-    return Quantizer(centroids_CD, np.zeros((1, centroids_CD.shape[1]), np.float32), np.array([0, len(centroids_CD)]))
+    monkeypatch.setattr(quantizer_module, "CELLS_AROUND", 32)
 
 
 def ranked_cells(q_MD: Float32, centroids_CD: Float32) -> list[list[int]]:
@@ -159,7 +155,9 @@ def test_probes_by_group_are_nearly_those_of_all_cells_and_a_prefix_of_more() ->
     assert (near[:, 0] == every[:, 0]).mean() > 0.97
     for fewer in (1, 5):
         assert np.array_equal(probe_cells(x_ND[:500], quantizer, fewer), near[:, :fewer])
-    assert np.array_equal(probe_cells(x_ND[:50], quantizer, 9)[:, :9], probe_cells(x_ND[:50], quantizer, 16)[:, :9])
+    assert probe_cells(x_ND[:0], quantizer, 8).shape == (0, 8)
+    every_17 = probe_cells(x_ND[:50], one_group(quantizer.centroid_CD), 17)
+    assert np.array_equal(probe_cells(x_ND[:50], quantizer, 17), every_17)  # more than half of the cells listed
     assert (np.sort(probe_cells(x_ND[:9], quantizer, quantizer.cells), axis=1) == np.arange(quantizer.cells)).all()
 
 
