@@ -111,16 +111,6 @@ def train_quantizer(sample_SD: Float32, nlist: int, seed: int) -> Quantizer:
         return Quantizer(centroid_CD, group_GD, start_G1, np.sort(around_CB, axis=1))
 
 
-def assign_cells(x_ND: Float32, quantizer: Quantizer) -> NDArray[np.int32]:
-    """Return each row's cell (int32): the first that it would probe."""
-    return probe_cells(x_ND, quantizer, 1)[:, 0]
-
-
-def probe_cells(q_MD: Float32, quantizer: Quantizer, nprobe: int) -> NDArray[np.int32]:
-    """Return the `nprobe` (P) best cells of each query (int32); see `nearest_cells`."""
-    return nearest_cells(q_MD, quantizer, nprobe)[0]
-
-
 def nearest_cells(q_MD: Float32, quantizer: Quantizer, count: int) -> tuple[NDArray[np.int32], Float32]:
     """Return each query's `count` (P) nearest cells, and how much less similar each is than the nearest.
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from hilander_dist.knn import quantizer as quantizer_module
 from hilander_dist.knn.kernel import Float32
@@ -9,10 +10,10 @@ from hilander_dist.knn.quantizer import (
     GROUPS_PROBED,
     MAX_SAMPLE,
     OVERSIZED,
-    assign_cells,
+    Quantizer,
     choose_nlist,
+    nearest_cells,
     one_group,
-    probe_cells,
     train_quantizer,
     training_sample_size,
 )
@@ -35,6 +36,14 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups at a size that trains in milliseconds."""
     monkeypatch.setattr(quantizer_module, "CELLS_OF_ONE_GROUP", 100)
     monkeypatch.setattr(quantizer_module, "CELLS_AROUND", 32)
+
+
+def probe_cells(q_MD: Float32, quantizer: Quantizer, nprobe: int) -> NDArray[np.int32]:
+    return nearest_cells(q_MD, quantizer, nprobe)[0]
+
+
+def assign_cells(x_ND: Float32, quantizer: Quantizer) -> NDArray[np.int32]:
+    return nearest_cells(x_ND, quantizer, 1)[0][:, 0]
 
 
 def ranked_cells(q_MD: Float32, centroids_CD: Float32) -> list[list[int]]:
