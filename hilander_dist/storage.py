@@ -41,6 +41,10 @@ __all__ = ["FileInfo", "Storage", "check_reachable", "check_readable", "list_inp
 
 _PATIENCE_S = 60.0  # a restarting S3 server or a throttled prefix is back within a minute
 _SUFFIXES = (".parquet", ".npy")
+_SAFETENSORS_TYPES = {
+    f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
+}
+_SAFETENSORS_TYPES |= {"float16": "F16", "float32": "F32", "float64": "F64", "bool": "BOOL"}
 
 _T = TypeVar("_T")
 
@@ -78,8 +82,8 @@ class Storage:
         """Open a file for random access; on S3 a read fetches a range, 4 MiB at least. The file must not change."""
         return self._run(path, lambda: self._backend.open(path, functools.partial(self._run, path)))
 
-    def put(self, path: str, data: bytes) -> None:
-        """Write a file, atomically; an existing one is replaced."""
+    def put(self, path: str, *data: bytes | memoryview) -> None:
+        """Write a file of these bytes, one after another, atomically; an existing one is replaced."""
         self._run(path, lambda: self._backend.put(path, data))
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
@@ -128,8 +132,7 @@ class Storage:
 
     def write_block(self, path: str, block: dict[str, np.ndarray]) -> None:
         """Write named arrays of numbers or booleans as safetensors, atomically. Equal arrays give equal bytes."""
-        # safetensors copies the memory of an array and ignores its strides.
-        self.put(path, safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in block.items()}))
+        self.put(path, *_safetensors_buffers(block))
 
     def read_block(self, path: str = "") -> dict[str, np.ndarray]:
         """Read what `write_block` wrote: same dtypes and shapes, C order, writeable, sorted by name."""
@@ -199,6 +202,25 @@ def list_inputs(uri: str) -> tuple[Storage, list[FileInfo]]:
         example = f"{base.rstrip('/')}/**/*.parquet"
         raise InputError(f"{uri}: holds both .parquet and .npy files; name one kind with a glob, such as {example}")
     return storage, found
+
+
+def _safetensors_buffers(block: dict[str, np.ndarray]) -> list[bytes | memoryview]:
+    """The format's header, then the arrays' own memory: the library's `save` makes two copies of it.
+
+    Wider types come first, so that every array is aligned in the file.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in block.items()}
+    header: dict[str, Any] = {}
+    end = 0
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    for name in order:
+        array = arrays[name]
+        kind = _SAFETENSORS_TYPES[array.dtype.name]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *(arrays[name].reshape(-1).view(np.uint8).data for name in order)]
 
 
 def _why_nothing_matches(base: str, files: Files, matching: Files) -> str:

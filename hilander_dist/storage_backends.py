@@ -101,12 +101,12 @@ class _Local:
     def open(self, path: str, _: _Retry) -> BinaryIO:
         return self._at(path).open("rb")
 
-    def put(self, path: str, data: bytes) -> None:
-        with self._written(path, data) as temporary:
+    def put(self, path: str, buffers: Sequence[bytes | memoryview]) -> None:
+        with self._written(path, buffers) as temporary:
             temporary.replace(self._at(path))
 
     def put_if_absent(self, path: str, data: bytes, _: str) -> bool:
-        with self._written(path, data) as temporary:
+        with self._written(path, [data]) as temporary:
             try:
                 self._at(path).hardlink_to(
                     temporary
@@ -136,17 +136,17 @@ class _Local:
                 pass
 
     def check_writable(self) -> None:
-        with self._written("probe", b"probe"):
+        with self._written("probe", [b"probe"]):
             pass
 
     @contextlib.contextmanager
-    def _written(self, path: str, data: bytes) -> Iterator[Path]:
-        """Write `data` to a temporary file in the directory of `path`; it is gone afterwards."""
+    def _written(self, path: str, buffers: Sequence[bytes | memoryview]) -> Iterator[Path]:
+        """Write `buffers`, one after another, to a temporary file in the directory of `path`; it is gone afterwards."""
         temporary = self._at(path).with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                file.writelines(buffers)
                 file.flush()
                 os.fsync(file.fileno())
             yield temporary
@@ -202,7 +202,8 @@ class _S3:
 
         return cast("BinaryIO", io.BufferedReader(_RangedFile(head["ContentLength"], fetch), _READ_AHEAD))
 
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, buffers: Sequence[bytes | memoryview]) -> None:
+        data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
         _s3().pipe_file(f"{self._bucket}/{self._key(path)}", data, timeout=_attempt_s(len(data)))
 
     def put_if_absent(self, path: str, data: bytes, token: str) -> bool:

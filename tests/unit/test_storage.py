@@ -329,7 +329,7 @@ def test_errors_of_ours_are_not_hidden(tmp_path: Path) -> None:
     st.dictionaries(
         st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1).filter(lambda name: name != "x"),
         hnp.arrays(
-            st.sampled_from([np.int64, np.int32, np.uint8, np.float32, np.float64, np.bool_]),
+            st.sampled_from([np.int64, np.int32, np.uint8, np.float16, np.float32, np.float64, np.bool_]),
             hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5),
         ),
         max_size=4,
@@ -356,8 +356,8 @@ class _Memory(Storage):
         super().__init__("memory")
         self.files: dict[str, bytes] = {}
 
-    def put(self, path: str, data: bytes) -> None:
-        self.files[path] = data
+    def put(self, path: str, *data: bytes | memoryview) -> None:
+        self.files[path] = b"".join(data)
 
     def read_bytes(self, path: str = "") -> bytes:
         return self.files[path]
