@@ -31,6 +31,11 @@ TILE_ROWS = 512
 # runs into its buffer of 2 K + BUFFER_ROWS, without branches. 16 to 64 and 64 to 256 measure the same.
 SCAN_RUN = 32
 BUFFER_ROWS = 128
+# A cell has some 500 rows, four times as many where the sample missed a crowd. Of a crowd of near-duplicates, which no
+# partition can divide, any K rows are as good as any others: beyond this many rows of a cell, those that are as similar
+# to its centroid as CROWD_SIM are not offered to queries. Without it, a million copies cost 10**12 comparisons.
+CROWD_LIMIT = 4096
+CROWD_SIM = np.float32(1 - 1e-6)
 
 
 class Candidates(NamedTuple):
@@ -59,6 +64,7 @@ def search_part(
     part_start: int,
     cell_start_C1: Int64,
     candidates: Candidates,
+    crowd_CD: Float32 | None = None,
 ) -> None:
     """Improve `candidates`, in place, by those rows of a part that lie in cells the query probes (algorithm.md 1.3, 4).
 
@@ -67,29 +73,22 @@ def search_part(
     the queries grouped into calls.
 
     Args:
-        queries_MD: float32 unit rows. No zero rows: each would be scored against every row it probes, at full cost.
+        queries_MD: float32 unit rows, or float16 ones. No zero rows: each would be scored against every row it probes, at full cost.
         query_id_M: int64 ids of the queries; rows with the same id are skipped.
         probe_MP: int32 cells that each query probes, without repeats, nearest first (the order matters for speed only).
-        part_RD: float32 unit rows, C-contiguous: positions `part_start` to `part_start` + R - 1 of the canonical order.
+        part_RD: float32 or float16 unit rows, C-contiguous: positions `part_start` to `part_start` + R - 1 of the canonical order.
         part_id_R: int64 ids of the rows, >= 0.
         part_start: position of the part's first row.
         cell_start_C1: int64, first position of each cell, then N; a cell may straddle parts.
         candidates: those of `queries_MD`, from `empty_candidates` or from earlier parts.
+        crowd_CD: centroids, to leave out most of a crowd of near-duplicates (see CROWD_LIMIT); None offers every row.
     """
     # The own cell first, for a high K-th similarity; the other ranks together, as larger groups make faster products.
     for ranks in (slice(0, 1), slice(1, None)):
-        for cell, query_G in _by_cell(probe_MP[:, ranks], part_start, len(part_RD), cell_start_C1):
-            first = max(int(cell_start_C1[cell]) - part_start, 0)
-            stop = min(int(cell_start_C1[cell + 1]) - part_start, len(part_RD))
-            search_rows(
-                queries_MD,
-                query_id_M,
-                query_G,
-                part_RD[first:stop],
-                part_id_R[first:stop],
-                part_start + first,
-                candidates,
-            )
+        for cell, query_G in by_cell(probe_MP[:, ranks], part_start, len(part_RD), cell_start_C1):
+            for run in offered_rows(cell, part_RD, part_start, cell_start_C1, crowd_CD):
+                start = part_start + run.start
+                search_rows(queries_MD, query_id_M, query_G, part_RD[run], part_id_R[run], start, candidates)
 
 
 def search_rows(
@@ -108,14 +107,14 @@ def search_rows(
     K = candidates.sim_MK.shape[1]
     bound = rounding_bound(rows_RD.shape[1])
     score = np.empty(TILE_QUERIES * TILE_ROWS, np.float32)
-    for group in _tiles(len(query_G), TILE_QUERIES):
+    for group in tile_slices(len(query_G), TILE_QUERIES):
         query_Q = query_G[group]
-        q_QD = queries_MD[query_Q]
-        for tile in _tiles(len(rows_RD), TILE_ROWS):
-            tile_TD = rows_RD[tile]
+        q_QD = _wide(queries_MD[query_Q])
+        for tile in tile_slices(len(rows_RD), TILE_ROWS):
+            tile_TD = _wide(rows_RD[tile])
             score_QT = score[: len(q_QD) * len(tile_TD)].reshape(len(q_QD), len(tile_TD))
             np.dot(q_QD, tile_TD.T, out=score_QT)
-            _scan_tile(
+            scan_tile(
                 score_QT,
                 q_QD,
                 query_Q,
@@ -127,6 +126,55 @@ def search_rows(
                 2 * K + BUFFER_ROWS,
                 *candidates,
             )
+
+
+def count_near(
+    queries_MD: Float32,
+    query_id_M: Int64,
+    probe_MP: NDArray[np.int32],
+    part_RD: Float32,
+    part_id_R: Int64,
+    part_start: int,
+    cell_start_C1: Int64,
+    crowd_CD: Float32 | None,
+    threshold_M: Float32,
+) -> Int64:
+    """Count, for each query and each cell that it probes, the part's rows with an exact similarity >= `threshold_M`.
+
+    Arguments as of `search_part`; the query's own id does not count. Returns int64 [M, P].
+    """
+    near_MP = np.zeros(probe_MP.shape, np.int64)
+    bound = rounding_bound(part_RD.shape[1])
+    for rank in range(probe_MP.shape[1]):
+        for cell, query_G in by_cell(probe_MP[:, rank : rank + 1], part_start, len(part_RD), cell_start_C1):
+            q_GD = _wide(queries_MD[query_G])
+            for run in offered_rows(cell, part_RD, part_start, cell_start_C1, crowd_CD):
+                for tile in tile_slices(run.stop - run.start, TILE_ROWS):
+                    rows = slice(run.start + tile.start, run.start + tile.stop)
+                    tile_TD = _wide(part_RD[rows])
+                    score_GT = q_GD @ tile_TD.T
+                    near_MP[query_G, rank] += _count_tile(
+                        score_GT, q_GD, query_id_M[query_G], tile_TD, part_id_R[rows], threshold_M[query_G], bound
+                    )
+    return near_MP
+
+
+def offered_rows(
+    cell: int, part_RD: Float32, part_start: int, cell_start_C1: Int64, crowd_CD: Float32 | None
+) -> Iterator[slice]:
+    """Yield the runs of the part's rows that a cell offers to its queries: all of them but most of a crowd."""
+    first = max(int(cell_start_C1[cell]) - part_start, 0)
+    stop = min(int(cell_start_C1[cell + 1]) - part_start, len(part_RD))
+    if crowd_CD is None or cell_start_C1[cell + 1] - cell_start_C1[cell] <= CROWD_LIMIT:
+        yield slice(first, stop)
+        return
+    always = min(max(int(cell_start_C1[cell]) + CROWD_LIMIT - part_start, first), stop)
+    alone_R = _exact_sims(crowd_CD[cell], _wide(part_RD[always:stop])) < CROWD_SIM
+    edges = np.flatnonzero(
+        np.diff(np.concatenate([np.full(always - first, True), alone_R]), prepend=False, append=False)
+    )
+    for lo, hi in edges.reshape(-1, 2).tolist():
+        yield slice(first + lo, first + hi)
 
 
 def finish(candidates: Candidates) -> tuple[Int64, Float32]:
@@ -141,14 +189,14 @@ def finish(candidates: Candidates) -> tuple[Int64, Float32]:
 
 
 def rounding_bound(dim: int) -> float:
-    """Return how far the float32 inner product of two rows of norm <= 1.00005 can be from `exact_sim`.
+    """Return how far the float32 inner product of two rows of norm <= 1.0005 can be from `exact_sim`.
 
     Whatever the order of the sum, and fused or not, D products err by at most D u / (1 - D u) times the product of the
-    norms (u = 2**-24; Cauchy-Schwarz). Rounding `exact_sim` and the threshold of the scan to float32, and underflow,
-    add less than 4 u.
+    norms (u = 2**-24; Cauchy-Schwarz); rounding to float16 lengthens a row by at most 2**-11. Rounding `exact_sim` and
+    the threshold of the scan to float32, and underflow, add less than 4 u.
     """
     unit = 2.0**-24
-    return 1.0001 * dim * unit / (1 - dim * unit) + 4 * unit
+    return 1.0011 * dim * unit / (1 - dim * unit) + 4 * unit
 
 
 @njit(cache=True, nogil=True)
@@ -160,11 +208,46 @@ def exact_sim(a_D: Float32, b_D: Float32) -> np.float32:
     return np.float32(total)
 
 
-def _tiles(n: int, size: int) -> Iterator[slice]:
+@njit(cache=True, nogil=True)
+def _exact_sims(a_D: Float32, b_RD: Float32) -> Float32:
+    sim_R = np.empty(b_RD.shape[0], np.float32)
+    for r in range(b_RD.shape[0]):
+        sim_R[r] = exact_sim(a_D, b_RD[r])
+    return sim_R
+
+
+@njit(cache=True, nogil=True)
+def _count_tile(
+    score_QT: Float32,
+    q_QD: Float32,
+    query_id_Q: Int64,
+    tile_TD: Float32,
+    tile_id_T: Int64,
+    threshold_Q: Float32,
+    bound: float,
+) -> Int64:
+    """Count each query's rows at or above its threshold; only scores within rounding of it are computed exactly."""
+    near_Q = np.zeros(score_QT.shape[0], np.int64)
+    for i in range(score_QT.shape[0]):
+        for t in range(score_QT.shape[1]):
+            if score_QT[i, t] < threshold_Q[i] - bound or tile_id_T[t] == query_id_Q[i]:
+                continue
+            if score_QT[i, t] > threshold_Q[i] + bound or exact_sim(q_QD[i], tile_TD[t]) >= threshold_Q[i]:
+                near_Q[i] += 1
+    return near_Q
+
+
+def _wide(x_ND: Float32 | NDArray[np.float16]) -> Float32:
+    """The rows in float32: those kept in float16 are widened a tile at a time."""
+    return x_ND.astype(np.float32, copy=False)
+
+
+def tile_slices(n: int, size: int) -> Iterator[slice]:
+    """Cut n rows into runs of `size`, the last one shorter."""
     return (slice(first, min(first + size, n)) for first in range(0, n, size))
 
 
-def _by_cell(
+def by_cell(
     probe_MP: NDArray[np.int32], part_start: int, n_rows: int, cell_start_C1: Int64
 ) -> Iterator[tuple[int, Int64]]:
     """Yield each cell that has rows in the part, with the ascending numbers of the queries that probe it."""
@@ -182,7 +265,7 @@ def _by_cell(
 
 
 @njit(cache=True, nogil=True)
-def _scan_tile(
+def scan_tile(
     score_QT: Float32,
     q_QD: Float32,
     query_Q: Int64,
@@ -217,7 +300,7 @@ def _scan_tile(
             if n + SCAN_RUN > n_buffer:
                 n, threshold = _thin_out(score_S, row_S, n, K, threshold, bound, spare_2S)
                 if n + SCAN_RUN > n_buffer:  # Many ties: only exact similarities and ids can thin them out.
-                    _rank_exactly(q_QD[i], tile_TD, tile_id_T, start, row_S, n, sim_MK[m], position_MK[m], id_MK[m])
+                    rank_exactly(q_QD[i], tile_TD, tile_id_T, start, row_S, n, sim_MK[m], position_MK[m], id_MK[m])
                     n = 0
                     threshold = np.float32(sim_MK[m, 0] - bound)
             for t in range(first, stop):
@@ -226,7 +309,7 @@ def _scan_tile(
                 n += (score_QT[i, t] >= threshold) & (tile_id_T[t] != query_id_M[m])
         if n > 0:
             n, threshold = _thin_out(score_S, row_S, n, K, threshold, bound, spare_2S)
-            _rank_exactly(q_QD[i], tile_TD, tile_id_T, start, row_S, n, sim_MK[m], position_MK[m], id_MK[m])
+            rank_exactly(q_QD[i], tile_TD, tile_id_T, start, row_S, n, sim_MK[m], position_MK[m], id_MK[m])
 
 
 @njit(cache=True, nogil=True)
@@ -282,7 +365,7 @@ def _kth_largest(value_S: Float32, n: int, k: int, spare_2S: Float32) -> np.floa
 
 # "contract" fuses product and sum. That changes no bit: the float64 product of two float32 is exact.
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _rank_exactly(
+def rank_exactly(
     q_D: Float32,
     tile_TD: Float32,
     tile_id_T: Int64,
