@@ -5,6 +5,7 @@ ids, and a table of bad rows with reasons. Then duplicate ids, which no unit can
 id's hash: the first row with an id stays. A row's *id* inside the program is its number in the input (int64).
 """
 
+import functools
 import logging
 import pickle
 from collections import Counter
@@ -23,7 +24,7 @@ from hilander_dist.monitor.log import logger
 from hilander_dist.run import Run
 from hilander_dist.source import Source, Unit, read_unit
 from hilander_dist.storage import Storage
-from hilander_dist.tasks import Block, Ref, Tasks, pin_threads, unwrapped_errors
+from hilander_dist.tasks import Block, Loader, Ref, Tasks, pin_threads, unwrapped_errors
 
 IDS_PER_HASH_TASK = 4_194_304
 """Ids that one task compares for duplicates: about 1 GiB with string ids of 100 bytes."""
@@ -36,14 +37,16 @@ TINY = 2.0**-400
 
 DUPLICATE = "duplicate id"
 
+CLASSES = "ingest/classes.parquet"
+
 
 @dataclass(frozen=True)
 class Ingested:
     """The usable rows of an input."""
 
     source: Source
-    parts: list[Ref]
-    """Per unit a block: id_N int64 (row number), x_ND float32 unit rows, and class_N int64
+    parts: list[Loader]
+    """Per unit what reads its block: id_N int64 (row number), x_ND unit rows (float32 or float16), and class_N int64
     where the input has labels (-1: none)."""
     rows: int
     """Good rows."""
@@ -53,7 +56,7 @@ class Ingested:
     """The distinct labels in ascending order, a pyarrow array; class_N indexes it."""
 
 
-def ingest(tasks: Tasks, run: Run, source: Source, need_label: bool) -> Ingested:
+def ingest(tasks: Tasks, run: Run, source: Source, need_label: bool, vectors: str = "float32") -> Ingested:
     """Read and validate every row of the input.
 
     Args:
@@ -61,13 +64,14 @@ def ingest(tasks: Tasks, run: Run, source: Source, need_label: bool) -> Ingested
         run: the run directory; blocks go to its work area and bad rows to ``bad_rows/``.
         source: the input.
         need_label: rows without a label are bad rows.
+        vectors: the type in which unit rows are kept, ``float32`` or ``float16``.
 
     Raises:
         InputError: the share of bad rows exceeds ``input.max_bad_share``; the counts by reason are in the message.
     """
     counts = run.marker("ingest")
     if counts is None:
-        unit_counts = _read_units(tasks, run, source, need_label)
+        unit_counts = _read_units(tasks, run, source, need_label, vectors)
         duplicates = _find_duplicates(tasks, run, source)
         bad = Counter(duplicates)
         for unit in unit_counts:
@@ -78,15 +82,20 @@ def ingest(tasks: Tasks, run: Run, source: Source, need_label: bool) -> Ingested
     classes = None
     if source.has_label:
         found = [tasks.call(_unit_labels, run.work, unit.index) for unit in source.units]
-        classes = tasks.call(_merge_labels, found)
-    parts = [tasks.call(load_part, run.work, unit.index, DUPLICATE in counts["bad"], classes) for unit in source.units]
+        classes = tasks.call(_merge_labels, run.work, found)
+        tasks.wait([classes], "classes")
+    parts: list[Loader] = [
+        functools.partial(load_part, run.work, unit.index, DUPLICATE in counts["bad"], source.has_label)
+        for unit in source.units
+    ]
     return Ingested(source, parts, counts["rows"], counts["bad"], classes)
 
 
-def load_part(work: Storage, unit: int, has_duplicates: bool, classes: pa.Array | None) -> Block:
-    """Read back a unit's good rows, without duplicates, labels as indices into ``classes``."""
+def load_part(work: Storage, unit: int, has_duplicates: bool, labelled: bool) -> Block:
+    """Read back a unit's good rows, without duplicates, labels as indices into the classes."""
     block = work.read_block(_rows_path(unit))
-    if classes is not None:
+    if labelled:
+        classes = work.read_table(CLASSES)["class"].combine_chunks()
         label = load_ids(work, unit, ["label"])["label"]
         block["class_N"] = pc.fill_null(pc.index_in(label, classes), -1).to_numpy().astype(np.int64)
     if has_duplicates and work.exists(_duplicates_path(unit)):
@@ -156,14 +165,16 @@ def split_bad_rows(table: pa.Table, dim: int, need_label: bool) -> tuple[np.ndar
     return reason_N, normalise_rows(raw_MD[finite_M & nonzero_M])
 
 
-def ingest_unit(unit: Unit, source: Source, work: Storage, output: Storage, need_label: bool) -> dict[str, int]:
+def ingest_unit(
+    unit: Unit, source: Source, work: Storage, output: Storage, need_label: bool, vectors: str = "float32"
+) -> dict[str, int]:
     """Read, validate and save one unit; return the number of bad rows by reason."""
     table = read_unit(source, unit)
     reason_N, x_MD = split_bad_rows(table, source.dim, need_label)
     good_N = reason_N == ""
     row_N = np.arange(unit.first_row, unit.first_row + unit.rows, dtype=np.int64)
     ids = table.drop_columns(["embedding"]).append_column("row", pa.array(row_N)).filter(pa.array(good_N))
-    work.write_block(_rows_path(unit.index), {"id_N": row_N[good_N], "x_ND": x_MD})
+    work.write_block(_rows_path(unit.index), {"id_N": row_N[good_N], "x_ND": x_MD.astype(vectors, copy=False)})
     work.write_table(_ids_path(unit.index), ids)
     if not good_N.all():
         _write_bad_rows(
@@ -174,7 +185,7 @@ def ingest_unit(unit: Unit, source: Source, work: Storage, output: Storage, need
     return bad
 
 
-def _read_units(tasks: Tasks, run: Run, source: Source, need_label: bool) -> list[dict[str, int]]:
+def _read_units(tasks: Tasks, run: Run, source: Source, need_label: bool, vectors: str) -> list[dict[str, int]]:
     """Stream the units through ``ingest_unit``; what returns to the driver is a few counts per unit."""
     done = {
         unit.index: run.work.read_json(_done_path(unit.index))
@@ -187,7 +198,7 @@ def _read_units(tasks: Tasks, run: Run, source: Source, need_label: bool) -> lis
         pin_threads()
         outcome: dict[str, int] | HilanderError
         try:
-            outcome = ingest_unit(source.units[row["item"]], source, run.work, run.output, need_label)
+            outcome = ingest_unit(source.units[row["item"]], source, run.work, run.output, need_label, vectors)
         except HilanderError as error:  # Ray Data would bring its traceback to the driver as text, without the error.
             outcome = error
         return {"unit": row["item"], "outcome": pickle.dumps(outcome)}
@@ -293,6 +304,8 @@ def _unit_labels(work: Storage, unit: int) -> pa.Array:
     return pc.unique(load_ids(work, unit, ["label"])["label"].combine_chunks()).drop_null()
 
 
-def _merge_labels(found: list[pa.Array]) -> pa.Array:
+def _merge_labels(work: Storage, found: list[pa.Array]) -> pa.Array:
     every = pc.unique(pa.concat_arrays(found))
-    return every.take(pc.array_sort_indices(every))
+    classes = every.take(pc.array_sort_indices(every))
+    work.write_table(CLASSES, pa.table({"class": classes}))
+    return classes

@@ -20,6 +20,9 @@ from hilander_dist.monitor.progress import Progress
 from hilander_dist.storage import Storage
 
 Block = dict[str, np.ndarray]
+Loader = Callable[[], Block]
+"""Reads a block from where it is stored, each time it is called: what need not stay in the object store."""
+
 Ref = Any
 """A ray.ObjectRef: ray is not typed."""
 
@@ -43,7 +46,9 @@ class Tasks:
         self.saved = saved
         self.progress = progress
 
-    def call(self, function: Callable[..., Any], *args: Any, returns: int = 1, save: str | None = None) -> Any:
+    def call(
+        self, function: Callable[..., Any], *args: Any, returns: int = 1, save: str | None = None, gpus: int = 0
+    ) -> Any:
         """Submit ``function(*args)``; refs among the arguments, also in lists, arrive as values.
 
         Args:
@@ -51,6 +56,7 @@ class Tasks:
             *args: values, refs, or lists of refs.
             returns: number of values returned; with more than one the function returns a sequence of that length.
             save: path of the block in the run's storage; an earlier attempt's block there is loaded instead.
+            gpus: GPUs that the task needs.
 
         Returns:
             One ref, or with ``returns > 1`` a list of refs.
@@ -59,12 +65,16 @@ class Tasks:
             return self.load(save)
         shape = [len(arg) if isinstance(arg, list) else -1 for arg in args]
         flat = [item for arg in args for item in (arg if isinstance(arg, list) else [arg])]
-        remote = _run.options(num_returns=returns, name=function.__name__)
+        remote = _run.options(num_returns=returns, num_gpus=gpus, name=name_of(function))
         return remote.remote(self.store, save, function, shape, *flat)
 
     def load(self, path: str) -> Ref:
         """A ref to a saved block."""
         return _load.remote(self.store, path)
+
+    def loader(self, path: str) -> Loader:
+        """What reads a saved block."""
+        return functools.partial(self.store.read_block, path)
 
     def get(self, refs: Any) -> Any:
         """Fetch small results to the driver; a task's error is raised as itself."""
@@ -80,6 +90,11 @@ class Tasks:
                 advance(len(done))
         # Fetching blocks only to see whether they failed would move them all to the driver: tasks beside them look.
         self.get([_probe.remote(ref) for ref in refs])
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name of a function, or of the one inside a partial: the task's name on the dashboard."""
+    return str(getattr(function, "__name__", None) or cast("functools.partial[Any]", function).func.__name__)
 
 
 @contextmanager

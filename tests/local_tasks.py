@@ -4,6 +4,7 @@ As on Ray, a ref is resolved where it stands as an argument or in a list among t
 that a task receives are read-only. As there, numeric libraries run on one thread.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from hilander_dist.monitor.progress import Progress
 from hilander_dist.storage import Storage
-from hilander_dist.tasks import Block, Lazy, Tasks, pin_threads
+from hilander_dist.tasks import Block, Lazy, Loader, Tasks, name_of, pin_threads
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class LocalTasks(Tasks):
         self.calls: list[str] = []
         self._writes = store is not None
 
-    def call(self, function: Callable[..., Any], *args: Any, returns: int = 1, save: str | None = None) -> Any:
+    def call(
+        self, function: Callable[..., Any], *args: Any, returns: int = 1, save: str | None = None, gpus: int = 0
+    ) -> Any:
         if save is not None and save in self.saved:
             return self.load(save)
-        self.calls.append(function.__name__)
+        self.calls.append(name_of(function))
         result = _frozen(function(*(_resolved(arg) for arg in args)))
         if save is not None:
             self.blocks[save] = result
@@ -49,11 +52,19 @@ class LocalTasks(Tasks):
     def load(self, path: str) -> Any:
         return Value(_frozen(self.store.read_block(path)))
 
+    def loader(self, path: str) -> Loader:
+        return functools.partial(self.blocks.__getitem__, path) if path in self.blocks else super().loader(path)
+
     def get(self, refs: Any) -> Any:
         return [ref.value for ref in refs] if isinstance(refs, list) else refs.value
 
     def wait(self, refs: Sequence[Any], stage: str) -> None:
         assert all(isinstance(ref, Value) for ref in refs)
+
+
+def held(blocks: Sequence[Block]) -> list[Loader]:
+    """Loaders of blocks in memory."""
+    return [functools.partial(dict, block) for block in blocks]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ MAX_MEMBERS = 2**23 - 1
 def cluster_means(nodes: Block) -> np.ndarray:
     """Cluster features c_ND float32: members' sums over counts, divided in float64; x itself at level 0."""
     if "sum_ND" not in nodes:
-        return nodes["x_ND"]
+        return nodes["x_ND"].astype(np.float32, copy=False)
     return (nodes["sum_ND"] / (nodes["count_N"][:, None] * FIXED_POINT)).astype(np.float32)
 
 
@@ -37,7 +37,7 @@ def member_sums(nodes: Block, group_N: np.ndarray, groups: int) -> tuple[np.ndar
         _add_sums(nodes["sum_ND"], group_N, sum_GD)
     else:
         np.add.at(count_G, group_N, 1)
-        _add_rows(nodes["x_ND"], group_N, sum_GD)
+        _add_rows(nodes["x_ND"].astype(np.float32, copy=False), group_N, sum_GD)
     return sum_GD, count_G
 
 

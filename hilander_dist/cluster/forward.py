@@ -107,7 +107,9 @@ def _plan_shard(graph: Block, shard: int, starts: Starts) -> Any:
 
 
 def _inputs(model: Lander, nodes: Block) -> Block:
-    return {"h": model.inputs(_tensor(nodes["x_ND"]), _tensor(cluster_means(nodes))).numpy()}
+    return {
+        "h": model.inputs(_tensor(nodes["x_ND"].astype(np.float32, copy=False)), _tensor(cluster_means(nodes))).numpy()
+    }
 
 
 def _messages(model: Lander, layer: int, block: Block) -> Block:

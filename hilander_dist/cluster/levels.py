@@ -17,11 +17,11 @@ from hilander_dist.cluster.features import FIXED_POINT
 from hilander_dist.cluster.links import Linker, link_nothing
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.exchange import Starts
-from hilander_dist.knn.graph import build_graph
-from hilander_dist.knn.layout import lay_out
+from hilander_dist.knn.graph import GraphOptions, knn_graph
 from hilander_dist.monitor.log import logger
 from hilander_dist.run import Run
-from hilander_dist.tasks import Block, Ref, Tasks
+from hilander_dist.storage import Storage
+from hilander_dist.tasks import Block, Loader, Ref, Tasks
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,16 @@ class LevelOptions:
     seed: int
     shards: int
     """Shards of level 0; higher levels have fewer in proportion."""
+    device: str = "cpu"
+    quantizer: Storage | None = None
+    """Of an earlier run, for level 0."""
 
 
 @dataclass(frozen=True)
 class Nodes:
     """The nodes of a level before they are laid out."""
 
-    parts: list[Ref]
+    parts: list[Loader]
     """Blocks of id_N and x_ND, above level 0 also sum_ND, count_N and rank_N, in source order."""
     n: int
     dim: int
@@ -94,10 +97,14 @@ def run_levels(
         numbers = run.marker(name)
         if numbers is None:
             shards = -(-options.shards * nodes.n // n0)
-            output, peaks = _run_level(tasks, nodes, options, shards, link_nothing if flat else link, name)
+            quantizer = options.quantizer if index == 0 else None
+            search = GraphOptions(
+                options.k, 1.0 if reference else options.target_recall, options.seed, options.device, quantizer
+            )
+            output = _run_level(tasks, nodes, search, shards, link_nothing if flat else link, name)
             run.mark(name, output.numbers)
         else:
-            output, peaks = _load_level(tasks, numbers, name)
+            output = _load_level(tasks, numbers, name)
         logger.info("level done", stage=name, **{key: output.numbers[key] for key in ("nodes", "edges", "clusters")})
         edges = nodes.n - output.clusters
         if edges or index == 0:
@@ -105,17 +112,14 @@ def run_levels(
         if edges == 0 or (options.early_stop and edges_before / edges < options.k - 1):
             break
         edges_before = edges
+        peaks = [tasks.loader(_path(name, "peaks", s)) for s in range(len(output.starts) - 1)]
         nodes = Nodes(peaks, output.clusters, nodes.dim, nodes.id_stop)
     return outputs
 
 
-def _run_level(
-    tasks: Tasks, nodes: Nodes, options: LevelOptions, shards: int, link: Linker, name: str
-) -> tuple[LevelOutput, list[Ref]]:
+def _run_level(tasks: Tasks, nodes: Nodes, search: GraphOptions, shards: int, link: Linker, name: str) -> LevelOutput:
     began = time.monotonic()
-    level = lay_out(tasks, nodes.parts, nodes.n, nodes.dim, shards, options.seed, name)
-    recall = 1.0 if options.compat == "reference" else options.target_recall
-    graph, stats = build_graph(tasks, level, options.k, recall, options.seed, name)
+    level, graph, stats = knn_graph(tasks, nodes.parts, nodes.n, nodes.dim, shards, search, name)
     links = link(tasks, level, graph, name)
     pointers = find_roots(tasks, [tasks.call(_column, block, "parent_N") for block in links], level.starts)
     collapsed = collapse(tasks, level, pointers, nodes.id_stop, name)
@@ -133,15 +137,15 @@ def _run_level(
     ]
     trees = [tasks.call(_trees, peaks, save=_path(name, "trees", s)) for s, peaks in enumerate(collapsed.peaks)]
     tasks.wait([*members, *trees], f"{name} outputs")
-    return LevelOutput(level.starts, collapsed.n, members, trees, numbers), collapsed.peaks
+    return LevelOutput(level.starts, collapsed.n, members, trees, numbers)
 
 
-def _load_level(tasks: Tasks, numbers: dict[str, Any], name: str) -> tuple[LevelOutput, list[Ref]]:
+def _load_level(tasks: Tasks, numbers: dict[str, Any], name: str) -> LevelOutput:
     starts = tuple(numbers["starts"])
-    members, trees, peaks = (
-        [tasks.load(_path(name, kind, s)) for s in range(len(starts) - 1)] for kind in ("members", "trees", "peaks")
+    members, trees = (
+        [tasks.load(_path(name, kind, s)) for s in range(len(starts) - 1)] for kind in ("members", "trees")
     )
-    return LevelOutput(starts, numbers["clusters"], members, trees, numbers), peaks
+    return LevelOutput(starts, numbers["clusters"], members, trees, numbers)
 
 
 def _path(name: str, kind: str, shard: int) -> str:

@@ -99,7 +99,7 @@ def _link_shard(
 
 def _training_block(nodes: Block, graph: Block, density: Block) -> Block:
     return {
-        "x_ND": nodes["x_ND"],
+        "x_ND": nodes["x_ND"].astype(np.float32, copy=False),
         "c_ND": cluster_means(nodes),
         "nbr_NK": graph["nbr_NK"],
         "sim_NK": graph["sim_NK"],

@@ -1,42 +1,43 @@
 """The k-NN graph of a level over its shards: one quantizer, multi-probe, exact within the probed cells.
 
 A shard's queries go to every cell that they probe, wherever it lives: the task holds its own rows and fetches the other
-shards one after another. How many cells to probe is read off a sample: for sampled nodes the exact neighbours are searched
-in all shards, and the rank at which each one's cell is probed gives the recall of every ``nprobe`` at once.
+shards one after another. How many cells to probe is read off a sample (recall.py).
 """
 
-import bisect
+import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from hilander_dist.errors import ClusterError
-from hilander_dist.exchange import Starts, concat_blocks
-from hilander_dist.knn.kernel import Candidates, empty_candidates, finish, search_part, search_rows
-from hilander_dist.knn.layout import PROBES_KEPT, Level, sample_rows
-from hilander_dist.knn.quantizer import CELLS_AROUND, Quantizer, nearest_cells
-from hilander_dist.tasks import Block, Lazy, Ref, Tasks
-
-RECALL_SAMPLE = 500
-"""Nodes searched exactly, a tenth of the work at 200k points: at a recall of .98 the 95% interval is about +- .006."""
-
-SAMPLE_SALT = 0x5EED
-"""Keeps the recall sample apart from the quantizer's training sample."""
+from hilander_dist.exchange import Starts
+from hilander_dist.knn.device import search_part_on_device
+from hilander_dist.knn.kernel import empty_candidates, finish, search_part
+from hilander_dist.knn.layout import Level, assign_cells, is_small, move_rows, read_whole
+from hilander_dist.knn.quantizer import Quantizer, nearest_cells
+from hilander_dist.knn.recall import Probing, choose_probing, found_share, mean_interval, sample_truth
+from hilander_dist.storage import Storage
+from hilander_dist.tasks import Block, Lazy, Loader, Ref, Tasks
 
 
 @dataclass(frozen=True)
-class Probing:
-    """Which cells a node probes: of its nearest ones those that are nearly as near as the first."""
+class GraphOptions:
+    """How a graph is searched; fields as in ``config.Config``."""
 
-    nprobe: int
-    """At most so many."""
-    gap: float
-    """Those whose centroid is less similar than the nearest one's by at most this. Adaptive probing looks at 40% fewer
-    rows than a fixed number of probes of the same recall (200k x 256, k 10 and 80)."""
-    rows: float
-    """Rows that a sampled node is compared with, on average."""
+    k: int
+    target_recall: float
+    seed: int
+    device: str = "cpu"
+    quantizer: Storage | None = None
+    """Of an earlier run, for level 0."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that a search needs."""
+        return int(self.device != "cpu")
 
 
 @dataclass(frozen=True)
@@ -47,45 +48,67 @@ class GraphStats:
     nprobe: int
     """Most cells that a node probes."""
     probe_gap: float | None
-    """See ``Probing.gap``; None where every node probes ``nprobe`` cells."""
+    """See ``recall.Probing``; None where every node probes ``nprobe`` cells."""
+    crowds_cut: bool
+    """See ``recall.Probing``."""
     rows_compared: float
     """Rows that a node was compared with, on average over the sample."""
     recall: float
-    """Share of the sampled nodes' exact neighbours that are in the graph."""
+    """Share of the sampled nodes' exact neighbours that are in the graph; 1 where all cells were searched."""
     recall_low: float
     """Lower end of its 95% confidence interval."""
     recall_sample: int
-    """Nodes in the sample that have a neighbour."""
+    """Nodes in the sample that have a neighbour; 0 where all cells were searched, and nothing had to be estimated."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
-def build_graph(
-    tasks: Tasks, level: Level, k: int, target_recall: float, seed: int, prefix: str
-) -> tuple[list[Ref], GraphStats]:
-    """Find each node's k - 1 nearest other nodes.
+def knn_graph(
+    tasks: Tasks, parts: Sequence[Loader], n: int, dim: int, shards: int, options: GraphOptions, prefix: str
+) -> tuple[Level, list[Ref], GraphStats]:
+    """Lay out the nodes of a level and find each one's k - 1 nearest others.
 
     Args:
         tasks: where to run.
-        level: the nodes.
-        k: neighbours including the node itself.
-        target_recall: recall to reach, by probing as many cells as that takes; 1 probes all cells.
-        seed: of the recall sample.
+        parts: read blocks with at least id_N and x_ND, in source order. Each is read two or three times.
+        n: number of nodes in all parts together.
+        dim: number of dimensions.
+        shards: number of shards wanted.
+        options: of the search.
         prefix: where the level's blocks are saved.
 
     Returns:
-        Per shard a block of nbr_NK int64 positions (-1 pads) and sim_NK float32 (0 pads), each row by similarity
-        descending, then id; and how it was searched.
+        The nodes in canonical order; per shard a block of nbr_NK int64 positions (-1 pads) and sim_NK float32 (0 pads),
+        each row by similarity descending, then id; and how it was searched.
     """
-    truth = _sample_truth(tasks, level, k, seed)
-    nlist = tasks.get(tasks.call(_count_cells, level.quantizer))
-    probing = Probing(nlist, math.inf, level.n)
-    if nlist > 1 and target_recall < 1:
-        probing = tasks.get(tasks.call(choose_probing, truth, level.quantizer, level.cell_start, target_recall))
+    if options.quantizer is None and is_small(n, shards):
+        level = read_whole(tasks, parts, n, dim, prefix)
+        tasks.wait(level.nodes, f"{prefix} layout")
+        return level, *search_level(tasks, level, None, options, prefix)
+    loaded = [tasks.call(part) for part in parts]
+    assignment = assign_cells(tasks, loaded, n, dim, options.seed, prefix, options.quantizer, options.gpus)
+    # Submitted behind the training of the quantizer, which leaves the other cores idle.
+    exact = assignment.flat or options.target_recall == 1
+    truth = None if exact else sample_truth(tasks, loaded, n, options.k, options.seed)
+    del loaded
+    tasks.wait([assignment.cell_start, *([] if exact else [truth])], f"{prefix} cells")
     # A task that waits for a block gives its CPU up, and Ray starts another worker: seconds. So blocks come first.
-    tasks.wait(level.nodes, f"{prefix} layout")
+    level = move_rows(tasks, parts, assignment, n, shards, prefix)
+    del assignment
+    graph, stats = search_level(tasks, level, truth, options, prefix)
+    return level, graph, stats
+
+
+def search_level(
+    tasks: Tasks, level: Level, truth: Ref | None, options: GraphOptions, prefix: str
+) -> tuple[list[Ref], GraphStats]:
+    """Search a level that is laid out; see ``knn_graph``. Without a ``truth`` all cells are probed."""
+    nlist = tasks.get(tasks.call(_count_cells, level.quantizer))
+    probing = Probing(nlist, math.inf, float(level.n), False)
+    if truth is not None:
+        probing = choose_probing(tasks, level, truth, nlist, options.target_recall)
     everything = Lazy(tuple(level.nodes))
     graph = [
         tasks.call(
@@ -96,22 +119,27 @@ def build_graph(
             level.quantizer,
             level.cell_start,
             probing,
-            k - 1,
+            options.k - 1,
+            options.device,
             save=f"{prefix}/graph-{s:05d}.safetensors",
+            gpus=options.gpus,
         )
         for s in range(level.shards)
     ]
     tasks.wait(graph, f"{prefix} knn graph")
-    hits = [tasks.call(_count_hits, truth, block, level.starts[s]) for s, block in enumerate(graph)]
-    per_node = np.sort(np.concatenate(tasks.get(hits)))  # one order of addition for any sharding
-    recall, low = mean_interval(per_node)
-    if recall < target_recall and len(per_node):
-        raise ClusterError(
-            f"{prefix}: the k-NN graph has a recall of {recall:.4f}, below target_recall={target_recall}; "
-            "this should not happen: run with --target-recall 1, and report it"
-        )
+    recall, low, sample = 1.0, 1.0, 0
+    if truth is not None:
+        found = [tasks.call(_found, truth, nodes, block) for nodes, block in zip(level.nodes, graph, strict=True)]
+        per_node = np.sort(np.concatenate(tasks.get(found)))  # one order of addition for any sharding
+        sample = len(per_node)
+        recall, low = mean_interval(per_node)
+        if recall < options.target_recall and sample:
+            raise ClusterError(
+                f"{prefix}: the k-NN graph has a recall of {recall:.4f}, below target_recall={options.target_recall}; "
+                "this should not happen: run with --target-recall 1, and report it"
+            )
     gap = probing.gap if math.isfinite(probing.gap) else None
-    return graph, GraphStats(nlist, probing.nprobe, gap, probing.rows, recall, low, len(per_node))
+    return graph, GraphStats(nlist, probing.nprobe, gap, probing.crowds_cut, probing.rows, recall, low, sample)
 
 
 def search_shard(
@@ -122,6 +150,7 @@ def search_shard(
     cell_start: np.ndarray,
     probing: Probing,
     K: int,
+    device: str,
 ) -> Block:
     """Neighbours of one shard's nodes in the cells that they probe.
 
@@ -133,30 +162,29 @@ def search_shard(
         cell_start: int64 [nlist + 1].
         probing: which cells each node probes.
         K: neighbours kept.
+        device: ``cpu``, or a torch device.
     """
     own = everything.get(shard)
     query_ND, id_N = own["x_ND"], own["id_N"]
     candidates = empty_candidates(len(id_N), K)
-    if probing.nprobe == quantizer.cells:
-        for d in [shard, *(d for d in range(len(starts) - 1) if d != shard)]:
-            part = own if d == shard else everything.get(d)
-            search_rows(query_ND, id_N, np.arange(len(id_N)), part["x_ND"], part["id_N"], starts[d], candidates)
-        return _graph_block(candidates)
-    probe_NP = probed_cells(own, quantizer, probing)
+    if math.isinf(probing.gap):  # All cells are as good as one cell that holds everything.
+        probe_NP, cell_start = np.zeros((len(id_N), 1), np.int32), np.array([0, starts[-1]])
+    else:
+        probe_NP = probed_cells(own, quantizer, probing)
     cells = np.unique(probe_NP)
     cells = cells[cells >= 0]
     filled = cells[cell_start[cells] < cell_start[cells + 1]]
     first = np.searchsorted(starts, cell_start[filled], side="right") - 1
     last = np.searchsorted(starts, cell_start[filled + 1] - 1, side="right") - 1
     touched = {int(d) for lo, hi in zip(first, last, strict=True) for d in range(lo, hi + 1)}
+    crowd_CD = quantizer.centroid_CD if probing.crowds_cut else None
+    search: Callable[..., None] = search_part
+    if device != "cpu":
+        search = functools.partial(search_part_on_device, device=device)
     # The own shard first: it holds most neighbours, and their similarities let later blocks be filtered early.
     for d in [shard, *sorted(touched - {shard})]:
         part = own if d == shard else everything.get(d)
-        search_part(query_ND, id_N, probe_NP, part["x_ND"], part["id_N"], starts[d], cell_start, candidates)
-    return _graph_block(candidates)
-
-
-def _graph_block(candidates: Candidates) -> Block:
+        search(query_ND, id_N, probe_NP, part["x_ND"], part["id_N"], starts[d], cell_start, candidates, crowd_CD)
     nbr_NK, sim_NK = finish(candidates)
     return {"nbr_NK": nbr_NK, "sim_NK": sim_NK}
 
@@ -170,111 +198,9 @@ def probed_cells(nodes: Block, quantizer: Quantizer, probing: Probing) -> np.nda
     return np.where(gap_NP <= probing.gap, probe_NP, np.int32(-1))
 
 
-def choose_probing(truth: Block, quantizer: Quantizer, cell_start: np.ndarray, target_recall: float) -> Probing:
-    """The least probing whose recall on the sample reaches the target with its whole confidence interval.
-
-    It is the smallest gap among the cells that every node keeps; where all of those together do not reach the target,
-    among more of them.
-
-    Args:
-        truth: sampled nodes with their exact neighbours, see ``merge_truth``.
-        quantizer: of the level.
-        cell_start: int64 [nlist + 1].
-        target_recall: the recall to reach.
-    """
-    nlist = quantizer.cells
-    real_MK = truth["nbr_NK"] >= 0
-    some_M = real_MK.any(axis=1)
-    wanted_M = real_MK.sum(axis=1)[some_M]
-
-    def reached(found_M: np.ndarray) -> bool:
-        return mean_interval(found_M / wanted_M)[1] >= target_recall
-
-    size_C = np.diff(cell_start)
-    count = min(nlist, PROBES_KEPT)
-    while True:
-        cell_MP, gap_MP = nearest_cells(truth["x_ND"], quantizer, count)
-        found_MP = _found_by_rank(truth, cell_start, cell_MP)[some_M]
-        if reached(found_MP.sum(axis=1)) or count == nlist:
-            gaps = np.unique(gap_MP[some_M])
-            at = bisect.bisect_left(
-                gaps, True, key=lambda gap: reached((found_MP * (gap_MP[some_M] <= gap)).sum(axis=1))
-            )
-            gap = float(gaps[min(at, len(gaps) - 1)]) if len(gaps) else 0.0
-            return Probing(count, gap, float((size_C[cell_MP] * (gap_MP <= gap)).sum(axis=1).mean()))
-        # Beyond what the nodes keep: what a quantizer of several groups finds cheaply, then from all cells.
-        count = min(nlist, max(CELLS_AROUND // 2, 4 * count))
-
-
-def _found_by_rank(truth: Block, cell_start: np.ndarray, cell_MP: np.ndarray) -> np.ndarray:
-    """How many exact neighbours of each sampled node lie in its nearest, second nearest ... cell, [M, P]."""
-    real_MK = truth["nbr_NK"] >= 0
-    nbr_cell_MK = np.searchsorted(cell_start, truth["nbr_NK"], side="right") - 1
-    counts = [((nbr_cell_MK == cell_MP[:, rank, None]) & real_MK).sum(axis=1) for rank in range(cell_MP.shape[1])]
-    return np.stack(counts, axis=1)
-
-
-def mean_interval(values_M: np.ndarray) -> tuple[float, float]:
-    """Mean, and the lower end of its 95% interval (normal approximation over nodes); 1 for no values."""
-    if len(values_M) == 0:
-        return 1.0, 1.0
-    mean = float(values_M.mean())
-    return mean, max(0.0, mean - 1.96 * float(values_M.std()) / math.sqrt(len(values_M)))
-
-
 def _count_cells(quantizer: Quantizer) -> int:
     return quantizer.cells
 
 
-def _sample_truth(tasks: Tasks, level: Level, k: int, seed: int) -> Ref:
-    """Exact neighbours of sampled nodes over all shards."""
-    share = RECALL_SAMPLE / level.n
-    picked = [
-        tasks.call(sample_rows_at, nodes, share, seed, start)
-        for nodes, start in zip(level.nodes, level.starts[:-1], strict=True)
-    ]
-    sample = tasks.call(_sorted_sample, picked)
-    found = [
-        tasks.call(_search_exactly, sample, nodes, start, k - 1)
-        for nodes, start in zip(level.nodes, level.starts[:-1], strict=True)
-    ]
-    return tasks.call(merge_truth, sample, found)
-
-
-def sample_rows_at(nodes: Block, share: float, seed: int, start: int) -> Block:
-    """The sampled nodes of a shard with their positions."""
-    picked = sample_rows({**nodes, "x_ND": np.arange(len(nodes["id_N"]))}, share, seed ^ SAMPLE_SALT)["x_ND"]
-    return {"id_N": nodes["id_N"][picked], "x_ND": nodes["x_ND"][picked], "position_N": picked + start}
-
-
-def _sorted_sample(picked: list[Block]) -> Block:
-    sample = concat_blocks(picked)
-    order = np.argsort(sample["id_N"])
-    return {name: array[order] for name, array in sample.items()}
-
-
-def _search_exactly(sample: Block, nodes: Block, start: int, K: int) -> Block:
-    """The K nearest rows of one shard, all of them looked at."""
-    M = len(sample["id_N"])
-    candidates = empty_candidates(M, K)
-    search_rows(sample["x_ND"], sample["id_N"], np.arange(M), nodes["x_ND"], nodes["id_N"], start, candidates)
-    nbr_NK, sim_NK = finish(candidates)
-    id_NK = np.where(nbr_NK >= 0, nodes["id_N"][np.maximum(nbr_NK - start, 0)], np.iinfo(np.int64).max)
-    return {"nbr_NK": nbr_NK, "sim_NK": sim_NK, "id_NK": id_NK}
-
-
-def merge_truth(sample: Block, found: list[Block]) -> Block:
-    """The K best of the shards' exact neighbours, by (similarity descending, id ascending)."""
-    sim, ids, nbr = (np.concatenate([block[name] for block in found], axis=1) for name in ("sim_NK", "id_NK", "nbr_NK"))
-    best = np.lexsort((ids, -sim), axis=1)[:, : found[0]["nbr_NK"].shape[1]]
-    return {**sample, "nbr_NK": np.take_along_axis(nbr, best, axis=1)}
-
-
-def _count_hits(truth: Block, graph: Block, start: int) -> np.ndarray:
-    """Share of the exact neighbours found, for each sampled node of this shard that has any."""
-    local = truth["position_N"] - start
-    here = (local >= 0) & (local < len(graph["nbr_NK"])) & (truth["nbr_NK"] >= 0).any(axis=1)
-    found = graph["nbr_NK"][local[here]]
-    want = truth["nbr_NK"][here]
-    hit = ((want[:, :, None] == found[:, None, :]) & (want >= 0)[:, :, None]).any(axis=2)
-    return np.asarray(hit.sum(axis=1) / (want >= 0).sum(axis=1))
+def _found(truth: Block, nodes: Block, graph: Block) -> np.ndarray:
+    return found_share(truth, nodes["id_N"], graph)

@@ -6,29 +6,39 @@ is a run of whole chunks. Only counts per cell are compared across parts, never 
 start, plus the cell's rows in earlier parts, plus those before it in its own.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hilander_dist.exchange import Starts, even_starts, partition_rows, shuffle
+from hilander_dist.errors import InputError
+from hilander_dist.exchange import Starts, concat_blocks, even_starts, partition_rows, shuffle
 from hilander_dist.knn.quantizer import (
     Quantizer,
     choose_nlist,
     flat_quantizer,
     nearest_cells,
+    quantizer_of_block,
     train_quantizer,
     training_sample_size,
 )
-from hilander_dist.tasks import Block, Ref, Tasks
+from hilander_dist.storage import Storage
+from hilander_dist.tasks import Block, Loader, Ref, Tasks
 
 CHUNK = 512
 """Rows of the fixed unit of numeric work: at 512 x 1024 x 512 a product on one thread is near the peak of the core."""
 
 
-PROBES_KEPT = 12
-"""Cells that each node keeps from its assignment, nearest first: the search then ranks no cells again. 96 bytes a node."""
+WAVES = 2
+"""In so many the rows move to their shards: the pieces then take half of what the vectors do. A wave reads all parts."""
+
+ONE_WAVE_BELOW = 8
+"""Shards. Where there are fewer the level is small."""
+
+PROBES_KEPT = 8
+"""Cells that each node keeps from its assignment, nearest first: the search then ranks no cells again. 64 bytes a node."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,8 @@ class Level:
     """Its cells may be fewer or more than were wanted."""
     cell_start: Ref
     """int64, length C + 1: position where each cell starts."""
+    flat: bool
+    """Whether there is one cell by design, and a search is exact."""
 
     @property
     def shards(self) -> int:
@@ -52,38 +64,125 @@ class Level:
         return len(self.nodes)
 
 
-def lay_out(tasks: Tasks, parts: Sequence[Ref], n: int, dim: int, shards: int, seed: int, prefix: str) -> Level:
-    """Train the level's quantizer and bring the nodes into canonical order.
+@dataclass(frozen=True)
+class Assignment:
+    """Where each row of each part goes."""
+
+    quantizer: Ref
+    cell_start: Ref
+    """See ``Level``, also the one above."""
+    flat: bool
+    probes: list[Ref]
+    """Per part a block of probe_NP and gap_NP."""
+    offsets: list[Ref]
+    """Per part int64 [C]: the position of its first row in each cell."""
+
+
+def assign_cells(
+    tasks: Tasks,
+    parts: Sequence[Ref],
+    n: int,
+    dim: int,
+    seed: int,
+    prefix: str,
+    frozen: Storage | None = None,
+    gpus: int = 0,
+) -> Assignment:
+    """Train the level's quantizer and find the cell and the position of each row.
 
     Args:
         tasks: where to run.
         parts: blocks with at least id_N and x_ND, in source order.
         n: number of nodes in all parts together.
         dim: number of dimensions D.
-        shards: number of shards wanted; fewer where there are fewer chunks.
         seed: of the quantizer's training and its sample.
         prefix: where the level's blocks are saved, for example ``level-0``.
+        frozen: the file of an earlier run's quantizer, to be used again; None trains one.
+        gpus: GPUs for the training.
     """
     nlist = choose_nlist(n)
-    if nlist > 1:
+    if frozen is not None:
+        trained = tasks.call(load_quantizer, frozen, dim, save=quantizer_path(prefix))
+    elif nlist > 1:
         share = min(1.0, training_sample_size(nlist) / n)
         sample = [tasks.call(sample_rows, part, share, seed) for part in parts]
-        quantizer = tasks.call(_train, sample, nlist, seed)
+        trained = tasks.call(_train, sample, nlist, seed, gpus > 0, save=quantizer_path(prefix), gpus=gpus)
     else:
-        quantizer = tasks.call(flat_quantizer, dim)
+        trained = tasks.call(_one_cell, dim, save=quantizer_path(prefix))
+    quantizer = tasks.call(quantizer_of_block, trained)
     assigned = [tasks.call(_probe_and_count, part, quantizer, returns=2) for part in parts]
     placed = tasks.call(place_cells, [counts for _, counts in assigned], returns=1 + len(parts))
-    cell_start, offsets = placed[0], placed[1:]
+    flat = frozen is None and nlist == 1
+    return Assignment(quantizer, placed[0], flat, [probes for probes, _ in assigned], placed[1:])
+
+
+def move_rows(tasks: Tasks, parts: Sequence[Loader], assignment: Assignment, n: int, shards: int, prefix: str) -> Level:
+    """Bring the rows into canonical order; returns when they are.
+
+    The rows of a wave of shards are in pieces, one for each part and shard, and then in the shards: at most all shards
+    and one wave's pieces are in the object store at once. With more waves the parts are read more often.
+
+    Args:
+        tasks: where to run.
+        parts: those of ``assign_cells``, read anew: nothing holds them meanwhile.
+        assignment: of their rows.
+        n: number of nodes.
+        shards: number of shards wanted; fewer where there are fewer chunks.
+        prefix: where the level's blocks are saved.
+    """
     starts = even_starts(n, shards, CHUNK)
-    pieces = [
-        tasks.call(_send_to_shards, part, probes, offset, starts, returns=len(starts) - 1)
-        for part, (probes, _), offset in zip(parts, assigned, offsets, strict=True)
-    ]
-    nodes = [
-        tasks.call(_fill_shard, inbox, starts[s], starts[s + 1], save=f"{prefix}/nodes-{s:05d}.safetensors")
-        for s, inbox in enumerate(shuffle(pieces, len(starts) - 1))
-    ]
-    return Level(n, starts, nodes, quantizer, cell_start)
+    S = len(starts) - 1
+    waves = even_starts(S, WAVES if S >= ONE_WAVE_BELOW else 1)
+    nodes: list[Ref] = []
+    for first, stop in itertools.pairwise(waves):
+        paths = [f"{prefix}/nodes-{s:05d}.safetensors" for s in range(first, stop)]
+        inboxes: list[list[Ref]] = [[]] * len(paths)
+        if not tasks.saved.issuperset(paths):
+            pieces = [
+                tasks.call(_send_to_shards, part, probes, offset, starts[first : stop + 1], returns=stop - first)
+                for part, probes, offset in zip(parts, assignment.probes, assignment.offsets, strict=True)
+            ]
+            inboxes = shuffle(pieces, stop - first)
+            del pieces
+        for s, path in zip(range(first, stop), paths, strict=True):
+            nodes.append(tasks.call(_fill_shard, inboxes[s - first], starts[s], starts[s + 1], save=path))
+        del inboxes
+        tasks.wait(nodes[first:], f"{prefix} layout")
+    return Level(n, starts, nodes, assignment.quantizer, assignment.cell_start, assignment.flat)
+
+
+def is_small(n: int, shards: int) -> bool:
+    """Whether a level has one cell and one shard: its canonical order is the source order."""
+    return choose_nlist(n) == 1 and len(even_starts(n, shards, CHUNK)) == 2
+
+
+def read_whole(tasks: Tasks, parts: Sequence[Loader], n: int, dim: int, prefix: str) -> Level:
+    """Lay out a small level: in one task, as tasks that exchange rows cost more than what they do."""
+    quantizer = tasks.call(quantizer_of_block, tasks.call(_one_cell, dim, save=quantizer_path(prefix)))
+    nodes = tasks.call(_join_parts, list(parts), save=f"{prefix}/nodes-00000.safetensors")
+    return Level(n, (0, n), [nodes], quantizer, tasks.call(_whole, n), True)
+
+
+def load_quantizer(file: Storage, dim: int) -> Block:
+    """Read a saved quantizer.
+
+    Raises:
+        InputError: the file is none, or of another number of dimensions.
+    """
+    block = file.read_block()
+    if set(block) != set(Quantizer._fields):
+        raise InputError(f"{file.uri}: not a quantizer; give the quantizer.safetensors of a complete run")
+    if block["centroid_CD"].shape[1] != dim:
+        raise InputError(
+            f"{file.uri}: a quantizer of {block['centroid_CD'].shape[1]} dimensions, the input has {dim}; "
+            "use that of a run on embeddings of the same encoder"
+        )
+    return block
+
+
+def quantizer_path(prefix: str) -> str:
+    """Where the quantizer of a level is saved."""
+    return f"{prefix}/quantizer.safetensors"
 
 
 def sample_rows(part: Block, share: float, salt: int) -> Block:
@@ -126,10 +225,24 @@ def positions_in_cells(cell_N: np.ndarray, offset_C: np.ndarray) -> np.ndarray:
     return position_N
 
 
-def _train(sample: list[Block], nlist: int, seed: int) -> Quantizer:
+def _train(sample: list[Block], nlist: int, seed: int, use_gpu: bool) -> Block:
     id_N = np.concatenate([block["id_N"] for block in sample])
-    x_ND = np.concatenate([block["x_ND"] for block in sample])
-    return train_quantizer(x_ND[np.argsort(id_N)], nlist, seed)
+    x_ND = np.concatenate([block["x_ND"] for block in sample]).astype(np.float32, copy=False)
+    return train_quantizer(x_ND[np.argsort(id_N)], nlist, seed, use_gpu).as_block()
+
+
+def _one_cell(dim: int) -> Block:
+    return flat_quantizer(dim).as_block()
+
+
+def _join_parts(parts: list[Loader]) -> Block:
+    nodes = concat_blocks([part() for part in parts])
+    n = len(nodes["id_N"])
+    return {**nodes, "probe_NP": np.zeros((n, 1), np.int32), "gap_NP": np.zeros((n, 1), np.float32)}
+
+
+def _whole(n: int) -> np.ndarray:
+    return np.array([0, n])
 
 
 def _probe_and_count(part: Block, quantizer: Quantizer) -> tuple[Block, np.ndarray]:
@@ -138,9 +251,14 @@ def _probe_and_count(part: Block, quantizer: Quantizer) -> tuple[Block, np.ndarr
     return {"probe_NP": probe_NP, "gap_NP": gap_NP}, counts
 
 
-def _send_to_shards(part: Block, probes: Block, offset_C: np.ndarray, starts: Starts) -> Any:
+def _send_to_shards(part: Loader, probes: Block, offset_C: np.ndarray, starts: Starts) -> Any:
+    """The part's rows that lie between the first and the last of `starts`, cut by shard."""
     position_N = positions_in_cells(probes["probe_NP"][:, 0], offset_C)
-    return partition_rows({**part, **probes, "position_N": position_N}, position_N, starts)
+    columns = {**part(), **probes, "position_N": position_N}
+    here = (position_N >= starts[0]) & (position_N < starts[-1])
+    if not here.all():
+        columns = {name: array[here] for name, array in columns.items()}
+    return partition_rows(columns, columns["position_N"], starts)
 
 
 def _fill_shard(inbox: list[Block], start: int, stop: int) -> Block:

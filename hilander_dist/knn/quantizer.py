@@ -13,7 +13,7 @@ S sample rows, N rows, M queries, C cells, G groups, P probes a query, D dimensi
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -24,8 +24,8 @@ from hilander_dist.knn.kernel import Candidates, Float32, Int64, finish, search_
 
 # Below this one flat cell, searched exactly, costs less than training and probing a partition.
 FLAT_BELOW = 8192
-# Cells of about this many rows measured best: dense products, and one tile of scores stays in the L2 cache.
-ROWS_PER_CELL = 400
+# Cells of about a tile of rows measured best: at 200k x 256, k 10, 300 and 900 rows cost 6% and 10% more CPU in all.
+ROWS_PER_CELL = 500
 # Half as many rows and iterations as usual cost nothing in recall: at 200k x 256, 4 probes give .988 instead of .989.
 SAMPLE_PER_CELL = 32
 # Training compares every sample row with every centroid of its group, ITERATIONS times: the ceiling bounds it.
@@ -58,9 +58,18 @@ class Quantizer(NamedTuple):
         """Number of cells."""
         return len(self.centroid_CD)
 
+    def as_block(self) -> dict[str, NDArray[Any]]:
+        """As named arrays, to be saved."""
+        return self._asdict()
+
+
+def quantizer_of_block(block: dict[str, NDArray[Any]]) -> Quantizer:
+    """Return what `Quantizer.as_block` made a block of."""
+    return Quantizer(**block)
+
 
 def choose_nlist(n: int) -> int:
-    """Return the number of cells for `n` rows: 1 (flat, exact) for few rows, else cells of about 400 rows."""
+    """Return the number of cells for `n` rows: 1 (flat, exact) for few rows, else cells of about 500 rows."""
     return 1 if n < FLAT_BELOW else round(n / ROWS_PER_CELL)
 
 
@@ -81,30 +90,35 @@ def one_group(centroid_CD: Float32) -> Quantizer:
     return Quantizer(centroid_CD, np.zeros((1, D), np.float32), np.array([0, C]), np.empty((C, 0), np.int64))
 
 
-def train_quantizer(sample_SD: Float32, nlist: int, seed: int) -> Quantizer:
+def train_quantizer(sample_SD: Float32, nlist: int, seed: int, use_gpu: bool = False) -> Quantizer:
     """Return a quantizer of about `nlist` cells by spherical k-means on a sample (algorithm.md 4, kNN).
 
-    The result depends on the set of distinct sample rows, `nlist` and `seed` only. It has fewer cells where the sample
-    has fewer distinct rows or k-means leaves cells without a sample row, and more where oversized cells were split.
+    The result depends on the set of distinct sample rows, which of them are crowds, `nlist` and `seed` only. It has fewer
+    cells where the sample has fewer distinct rows or k-means leaves cells without a sample row, and more where oversized
+    cells were split. A row of which the sample has as many copies as fill an oversized cell is a centroid.
 
     Args:
         sample_SD: float32 unit rows, S >= 1.
         nlist: cells wanted, >= 1.
         seed: of the first centroids.
+        use_gpu: run k-means on all GPUs that faiss sees. Its centroids differ from the CPU's in the last bits.
     """
-    distinct_SD = np.unique(sample_SD, axis=0)
+    distinct_SD, copies_S = np.unique(sample_SD, axis=0, return_counts=True)
+    crowd_SD = distinct_SD[copies_S > OVERSIZED * max(SAMPLE_PER_CELL, len(sample_SD) / nlist)]
     # One thread: the sums of k-means, and so the cells, must not depend on the machine's cores.
     with threadpool_limits(1):
         if nlist <= CELLS_OF_ONE_GROUP:
-            return one_group(_train_group(distinct_SD, nlist, len(distinct_SD) / nlist, seed))
-        group_GD = _kmeans(distinct_SD[:: max(1, len(distinct_SD) // 65_536)], round(math.sqrt(nlist)), seed)
+            return one_group(_train_group(distinct_SD, crowd_SD, nlist, len(distinct_SD) / nlist, seed, use_gpu))
+        sparse_SD = distinct_SD[:: max(1, len(distinct_SD) // 65_536)]
+        group_GD = _kmeans(sparse_SD, round(math.sqrt(nlist)), seed, use_gpu)
         group_GD = group_GD[_order_by_bisection(group_GD.astype(np.float64))]
-        member_S = _nearest(distinct_SD, group_GD)
+        member_S, member_crowd_S = _nearest(distinct_SD, group_GD), _nearest(crowd_SD, group_GD)
         parts = []
         for g in range(len(group_GD)):
             rows_RD = distinct_SD[member_S == g]
             wanted = round(nlist * len(rows_RD) / len(distinct_SD))
-            parts.append(_train_group(rows_RD, max(1, wanted), len(distinct_SD) / nlist, seed))
+            crowd_RD = crowd_SD[member_crowd_S == g]
+            parts.append(_train_group(rows_RD, crowd_RD, max(1, wanted), len(distinct_SD) / nlist, seed, use_gpu))
         centroid_CD = np.concatenate(parts)
         start_G1 = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
         around_CB = _nearest_rows(centroid_CD, centroid_CD, min(CELLS_AROUND, len(centroid_CD))).astype(np.int64)
@@ -148,20 +162,23 @@ def nearest_cells(q_MD: Float32, quantizer: Quantizer, count: int) -> tuple[NDAr
     return quantizer.around_CB.ravel()[place_MP].astype(np.int32), sim_MP[:, :1] - sim_MP
 
 
-def _train_group(rows_RD: Float32, wanted: int, rows_per_cell: float, seed: int) -> Float32:
+def _train_group(
+    rows_RD: Float32, crowd_RD: Float32, wanted: int, rows_per_cell: float, seed: int, use_gpu: bool
+) -> Float32:
     """Centroids of one group's cells: k-means, then again inside each cell that got far too many rows; in spatial order."""
     if not len(rows_RD):
         return rows_RD
-    centroid_CD = _kmeans(rows_RD, wanted, seed)
+    centroid_CD = _kmeans(rows_RD, wanted, seed, use_gpu)
     for _ in range(SPLIT_ROUNDS):
         cell_R = _nearest(rows_RD, centroid_CD)
         count_C = np.bincount(cell_R, minlength=len(centroid_CD))
         large = np.flatnonzero(count_C > max(OVERSIZED * rows_per_cell, 1))
         kept = np.setdiff1d(np.flatnonzero(count_C), large)
-        pieces = [_kmeans(rows_RD[cell_R == c], math.ceil(count_C[c] / rows_per_cell), seed) for c in large]
+        pieces = [_kmeans(rows_RD[cell_R == c], math.ceil(count_C[c] / rows_per_cell), seed, use_gpu) for c in large]
         centroid_CD = np.unique(np.concatenate([centroid_CD[kept], *pieces]), axis=0)
         if not len(large):
             break
+    centroid_CD = np.unique(np.concatenate([centroid_CD, crowd_RD]), axis=0)
     return centroid_CD[_order_by_bisection(centroid_CD.astype(np.float64))]
 
 
@@ -183,7 +200,7 @@ def _free_places(M: int, P: int) -> Candidates:
     return Candidates(np.full(shape, -2, np.float32), np.full(shape, -1, np.int64), np.full(shape, -1, np.int64))
 
 
-def _kmeans(x_SD: Float32, nlist: int, seed: int) -> Float32:
+def _kmeans(x_SD: Float32, nlist: int, seed: int, use_gpu: bool) -> Float32:
     """At most `nlist` distinct centroids; the rows themselves where there are no more rows."""
     if len(x_SD) <= nlist:
         return x_SD
@@ -193,6 +210,7 @@ def _kmeans(x_SD: Float32, nlist: int, seed: int) -> Float32:
         niter=ITERATIONS,
         seed=seed,
         spherical=True,
+        gpu=use_gpu,
         # No warning and no subsampling inside faiss: the caller's sample is the sample.
         min_points_per_centroid=1,
         max_points_per_centroid=len(x_SD),

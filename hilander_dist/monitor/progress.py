@@ -23,17 +23,26 @@ class Progress:
 
     def __init__(self) -> None:
         self._bars = sys.stderr.isatty()
+        self.seconds: dict[str, float] = {}
+        """Of each stage that has ended."""
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """Yield a function that takes the number of tasks just done."""
+        start = time.monotonic()
+        with self._shown(name, total, start) as advance:
+            yield advance
+        self.seconds[name] = round(time.monotonic() - start, 3)
+
+    @contextmanager
+    def _shown(self, name: str, total: int, start: float) -> Iterator[Callable[[int], None]]:
         if self._bars:
             columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
                 task = bars.add_task(name, total=total)
                 yield lambda done: bars.advance(task, done)
             return
-        start = last = time.monotonic()
+        last = start
         finished = 0
 
         def advance(done: int) -> None:

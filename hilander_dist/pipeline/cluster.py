@@ -12,8 +12,9 @@ from hilander_dist.cluster.levels import LevelOptions, Nodes, run_levels
 from hilander_dist.cluster.links import link_by_model
 from hilander_dist.cluster.output import write_outputs
 from hilander_dist.config import Config
-from hilander_dist.errors import ModelError
+from hilander_dist.errors import ClusterError, ModelError
 from hilander_dist.ingest import ingest
+from hilander_dist.knn.layout import load_quantizer, quantizer_path
 from hilander_dist.lander.checkpoint import load_checkpoint, model_hash
 from hilander_dist.lander.model import Lander
 from hilander_dist.monitor.log import logger
@@ -27,8 +28,16 @@ from hilander_dist.tasks import Tasks
 ROWS_PER_SHARD = 16_384
 """No shard is smaller than this unless asked for: below it, starting tasks costs more than they do."""
 
-BYTES_PER_SHARD = 256 * 2**20
-"""No shard's vectors are larger than this unless asked for."""
+BYTES_PER_SHARD = 64 * 2**20
+"""A shard's vectors, float32, are no larger unless asked for or there are more than MANY_SHARDS. A task holds five times
+as much (README, memory)."""
+
+MANY_SHARDS = 256
+"""Above so many, shards grow instead, as S shards exchange S x S objects; up to MOST_BYTES_PER_SHARD."""
+
+MOST_BYTES_PER_SHARD = 512 * 2**20
+
+QUANTIZER = "quantizer.safetensors"
 
 MANIFEST_VERSION = 1
 SOFTWARE = ("hilander-dist", "ray", "torch", "numpy", "pyarrow", "numba")
@@ -64,12 +73,14 @@ def run_cluster_job(
             f"{input_uri} has embeddings of {source.dim} dimensions, the model {model_uri} takes {model.dim}: "
             "use a model trained on embeddings of the same encoder"
         )
-    fingerprint = run_fingerprint("cluster", config, source) | {"model": model_hash(model)}
+    frozen = frozen_quantizer(config, source.dim)
+    fingerprint = run_fingerprint("cluster", config, source, frozen) | {"model": model_hash(model)}
     run = Run(output, fingerprint)
     with ray_session(address, debug):
+        check_device(config)
         shards = choose_shards(run, source, config)
         tasks = Tasks(run.work, run.saved, Progress())
-        data = ingest(tasks, run, source, need_label=False)
+        data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
         link = link_by_model(model, ray.put(model), config.tau, config.compat)
         options = LevelOptions(
             config.k,
@@ -79,10 +90,13 @@ def run_cluster_job(
             config.target_recall,
             config.seed,
             shards,
+            config.knn_device,
+            frozen,
         )
         nodes = Nodes(data.parts, data.rows, source.dim, source.rows)
         levels = run_levels(tasks, run, nodes, options, link)
         write_outputs(tasks, output, run.work, data, levels)
+        keep_quantizer(run)
     manifest = {
         **manifest_head("cluster", config, fingerprint, began),
         "shards": shards,
@@ -116,20 +130,57 @@ def choose_shards(run: Run, source: Source, config: Config) -> int:
     """Shards of level 0: as asked, or from the size of the data and the CPUs. A resumed run keeps its number."""
     plan = run.marker("plan")
     if plan is None:
-        most = -(-source.rows // ROWS_PER_SHARD)
-        # Two tasks a CPU even out shards that take longer.
-        wanted = max(2 * cluster_cpus(), -(-source.rows * source.dim * 4 // BYTES_PER_SHARD))
-        plan = {"shards": config.num_shards or min(most, wanted)}
+        plan = {"shards": config.num_shards or default_shards(source.rows, source.dim, cluster_cpus())}
         run.mark("plan", plan)
     shards: int = plan["shards"]
     return shards
 
 
-def run_fingerprint(job: str, config: Config, source: Source) -> dict[str, Any]:
+def default_shards(n: int, dim: int, cpus: int) -> int:
+    """Shards of level 0 for n rows of dim float32 on so many CPUs."""
+    size = n * dim * 4
+    # Two tasks a CPU even out shards that take longer.
+    wanted = max(2 * cpus, min(MANY_SHARDS, -(-size // BYTES_PER_SHARD)), -(-size // MOST_BYTES_PER_SHARD))
+    return min(-(-n // ROWS_PER_SHARD), wanted)
+
+
+def frozen_quantizer(config: Config, dim: int) -> Storage | None:
+    """The file of the quantizer that the configuration names: itself, or in an earlier run's output directory.
+
+    Raises:
+        InputError: it cannot be used, see ``layout.load_quantizer``.
+        StorageError: it is not there.
+    """
+    if config.quantizer is None:
+        return None
+    file = Storage(config.quantizer)
+    if not config.quantizer.endswith(".safetensors"):
+        file = file.child(QUANTIZER)
+    load_quantizer(file, dim)
+    return file
+
+
+def keep_quantizer(run: Run) -> None:
+    """Put level 0's quantizer among the results: a later run can use it again when ``_work/`` is gone."""
+    run.output.put(QUANTIZER, run.work.read_bytes(quantizer_path("level-0")))
+
+
+def check_device(config: Config) -> None:
+    """Refuse a search on GPUs where the cluster has none: its tasks would wait for ever.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    if config.knn_device == "cuda" and not ray.cluster_resources().get("GPU"):  # type: ignore[no-untyped-call]
+        raise ClusterError("knn_device is cuda and the Ray cluster has no GPU: add a GPU node, or set knn_device=cpu")
+
+
+def run_fingerprint(job: str, config: Config, source: Source, quantizer: Storage | None = None) -> dict[str, Any]:
     """What the blocks and the result depend on; a run directory with another fingerprint is not gone on with."""
     return {
         "job": job,
         "config": config.model_dump(mode="json"),
+        "quantizer": quantizer and hashlib.sha256(quantizer.read_bytes()).hexdigest(),
         "input": {"uri": source.uri, "files": source.listing()},
         "code": code_version(),
     }

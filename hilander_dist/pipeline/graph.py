@@ -6,11 +6,17 @@ from typing import Any
 from hilander_dist.config import Config
 from hilander_dist.ingest import ingest
 from hilander_dist.knn.export import write_graph
-from hilander_dist.knn.graph import build_graph
-from hilander_dist.knn.layout import lay_out
+from hilander_dist.knn.graph import GraphOptions, knn_graph
 from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
-from hilander_dist.pipeline.cluster import choose_shards, manifest_head, run_fingerprint
+from hilander_dist.pipeline.cluster import (
+    check_device,
+    choose_shards,
+    frozen_quantizer,
+    keep_quantizer,
+    manifest_head,
+    run_fingerprint,
+)
 from hilander_dist.run import Run
 from hilander_dist.runtime import ray_session
 from hilander_dist.source import open_source
@@ -26,7 +32,8 @@ def run_graph_job(
     Args:
         input_uri: as of ``run_cluster_job``.
         output_uri: a new directory, or that of the same run, killed: then it goes on.
-        config: ``k``, ``target_recall``, ``num_shards``, ``seed`` and ``input`` matter here.
+        config: ``k``, ``target_recall``, ``num_shards``, ``seed``, ``vectors``, ``quantizer``, ``knn_device`` and ``input``
+            matter here.
         address: Ray cluster; see ``runtime.ray_session``.
         debug: show the workers' log.
 
@@ -37,15 +44,18 @@ def run_graph_job(
     output = Storage(output_uri)
     output.check_writable()
     source = open_source(input_uri, config.input)
-    fingerprint = run_fingerprint("graph", config, source)
+    frozen = frozen_quantizer(config, source.dim)
+    fingerprint = run_fingerprint("graph", config, source, frozen)
     run = Run(output, fingerprint)
     with ray_session(address, debug):
+        check_device(config)
         shards = choose_shards(run, source, config)
         tasks = Tasks(run.work, run.saved, Progress())
-        data = ingest(tasks, run, source, need_label=False)
-        level = lay_out(tasks, data.parts, data.rows, source.dim, shards, config.seed, "level-0")
-        graph, stats = build_graph(tasks, level, config.k, config.target_recall, config.seed, "level-0")
+        data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
+        options = GraphOptions(config.k, config.target_recall, config.seed, config.knn_device, frozen)
+        level, graph, stats = knn_graph(tasks, data.parts, data.rows, source.dim, shards, options, "level-0")
         rows = write_graph(tasks, output, run.work, data, level, graph)
+        keep_quantizer(run)
         assert rows == data.rows, f"{rows} rows written for {data.rows} good rows"
     manifest = {
         **manifest_head("graph", config, fingerprint, began),

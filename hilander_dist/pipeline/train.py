@@ -13,7 +13,7 @@ from hilander_dist.lander.level_graphs import LevelGraph, load_level_graph
 from hilander_dist.lander.training import check_resources, fit
 from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
-from hilander_dist.pipeline.cluster import choose_shards, manifest_head, run_fingerprint
+from hilander_dist.pipeline.cluster import check_device, choose_shards, manifest_head, run_fingerprint
 from hilander_dist.run import Run
 from hilander_dist.runtime import ray_session
 from hilander_dist.source import open_source
@@ -48,9 +48,10 @@ def run_train_job(
     run = Run(output, fingerprint)
     with ray_session(address, debug):
         check_resources(config.train)
+        check_device(config)
         shards = choose_shards(run, source, config)
         tasks = Tasks(run.work, run.saved, Progress())
-        data = ingest(tasks, run, source, need_label=True)
+        data = ingest(tasks, run, source, need_label=True, vectors=config.vectors)
         classes = len(tasks.get(data.classes))
         if classes < 2:
             raise InputError(f"{input_uri}: {classes} class: at least two are needed to learn what to keep apart")
@@ -96,7 +97,7 @@ def _level_graphs(tasks: Tasks, run: Run, data: Ingested, config: Config, shards
     link = link_by_labels(config.train.merge_across_labels)
     uris = []
     for number, (k, count) in enumerate(zip(config.train.level_k, config.train.level_counts, strict=True)):
-        options = LevelOptions(k, count, False, "default", config.target_recall, config.seed, shards)
+        options = LevelOptions(k, count, False, "default", config.target_recall, config.seed, shards, config.knn_device)
         nodes = Nodes(data.parts, data.rows, data.source.dim, data.source.rows)
         prefix = f"hierarchy-{number}/"
         levels = run_levels(tasks, run, nodes, options, link, prefix)

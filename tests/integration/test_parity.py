@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-import ray
 
 from hilander_dist.cluster.levels import LevelOptions, Nodes, run_levels
 from hilander_dist.cluster.links import Linker, link_by_model
@@ -27,6 +26,7 @@ from hilander_dist.storage import Storage
 from hilander_dist.tasks import Ref, Tasks
 from tests import oracle, points
 from tests.integration.conftest import make_weights, read_assignments, read_clusters, result_bytes, write_points
+from tests.local_tasks import held
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -272,15 +272,14 @@ def training_levels(
     """One training hierarchy: what its links were chosen from, and the graphs that it saved for training."""
     unit_ND, id_N = oracle.unit_rows(x_ND), np.arange(len(x_ND))
     parts = [
-        ray.put({"id_N": id_N[rows], "x_ND": unit_ND[rows], "class_N": y_N[rows]})
-        for rows in (slice(0, 250), slice(250, None))
+        {"id_N": id_N[rows], "x_ND": unit_ND[rows], "class_N": y_N[rows]} for rows in (slice(0, 250), slice(250, None))
     ]
     run = Run(Storage(str(folder / "run")), {"job": "test"})
     tasks = Tasks(run.work, run.saved, Progress())
     options = LevelOptions(k, count, False, "default", 1.0, 0, 3)
     seen: list[Links] = []
     link = recording(link_by_labels(merge_across_labels), seen)
-    run_levels(tasks, run, Nodes(parts, len(x_ND), x_ND.shape[1], len(x_ND)), options, link)
+    run_levels(tasks, run, Nodes(held(parts), len(x_ND), x_ND.shape[1], len(x_ND)), options, link)
     paths = [[training_path(f"level-{i}", s) for s in range(level.shards)] for i, level in enumerate(seen)]
     return seen, [load_level_graph([run.work.read_block(path) for path in level]) for level in paths]
 

@@ -186,7 +186,7 @@ def test_clean_input_leaves_no_bad_rows(tmp_path: Path) -> None:
     assert [unit.rows for unit in source.units] == [10, 10, 10, 6]
     assert (data.rows, data.bad) == (36, {})
     assert run.output.list("bad_rows") == []
-    blocks = tasks.get(data.parts)
+    blocks = [part() for part in data.parts]
     assert np.concatenate([block["id_N"] for block in blocks]).tolist() == list(range(36))
     assert tasks.get(data.classes).to_pylist() == ["class0", "class1", "class2"]
     assert np.concatenate([block["class_N"] for block in blocks]).tolist() == [i % 3 for i in range(36)]
@@ -221,7 +221,7 @@ def test_every_row_ends_in_the_parts_or_in_bad_rows_with_its_place(tmp_path: Pat
         ("b.parquet", 3, "row2", "duplicate id"),
         ("b.parquet", 5, "row35", "wrong length, not 2"),
     ]
-    blocks = tasks.get(data.parts)
+    blocks = [part() for part in data.parts]
     id_N = np.concatenate([block["id_N"] for block in blocks])
     assert id_N.tolist() == [i for i in range(36) if i not in {3, 4, 12, 25, 33, 35}]
     assert data.rows == len(id_N)
@@ -243,29 +243,29 @@ def test_duplicates_are_found_however_ids_are_spread_over_tasks(
         tasks, run, data = ingested(tmp_path / str(ids_per_task), source)
         assert tasks.calls.count("_repeated_ids") == -(-36 // ids_per_task)
         assert data.bad == {"duplicate id": 13}
-        found.append((bad_rows(run), [block["id_N"].tolist() for block in tasks.get(data.parts)]))
+        found.append((bad_rows(run), [block["id_N"].tolist() for block in [part() for part in data.parts]]))
     assert found[0] == found[1]
     assert found[0][1] == [list(range(10)), list(range(10, 20)), [], [33, 34, 35]]
 
 
 def test_a_resumed_ingest_reads_its_marker_and_gives_the_same_parts(tmp_path: Path) -> None:
     source = written(tmp_path / "in", {25: ("row2", GOOD, "class1"), 3: ("row3", None, "x")})
-    tasks, _, data = ingested(tmp_path / "out", source)
+    _tasks, _, data = ingested(tmp_path / "out", source)
     run = Run(Storage(str(tmp_path / "out")), {})
     again_tasks = LocalTasks(run.work)
     again = ingest(again_tasks, run, source, need_label=False)
-    assert set(again_tasks.calls) == {"load_part", "_unit_labels", "_merge_labels"}
+    assert set(again_tasks.calls) == {"_unit_labels", "_merge_labels"}
     assert (again.rows, again.bad) == (data.rows, data.bad)
-    for block, expected in zip(again_tasks.get(again.parts), tasks.get(data.parts), strict=True):
+    for block, expected in zip([part() for part in again.parts], [part() for part in data.parts], strict=True):
         assert {name: array.tolist() for name, array in block.items()} == {
             name: array.tolist() for name, array in expected.items()
         }
 
 
 def test_input_without_labels_has_no_classes(tmp_path: Path) -> None:
-    tasks, _, data = ingested(tmp_path / "out", written(tmp_path / "in", {}, labelled=False))
+    _tasks, _, data = ingested(tmp_path / "out", written(tmp_path / "in", {}, labelled=False))
     assert data.classes is None
-    assert tasks.get(data.parts)[0].keys() == {"id_N", "x_ND"}
+    assert next(part() for part in data.parts).keys() == {"id_N", "x_ND"}
 
 
 def test_rows_of_a_npy_file_cannot_be_duplicates(tmp_path: Path) -> None:
@@ -305,4 +305,4 @@ def test_a_unit_done_again_writes_the_same_files(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
     assert json.loads(contents[0]["_work/ingest/done-00000.json"]) == {"null embedding": 1}
     assert load_ids(work, 0, ["row", "id"])["row"].to_pylist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
-    assert load_part(work, 0, has_duplicates=True, classes=None)["id_N"].tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert load_part(work, 0, has_duplicates=True, labelled=False)["id_N"].tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]

@@ -7,12 +7,12 @@ import torch
 
 from hilander_dist.cluster.levels import LevelOptions
 from hilander_dist.config import parse_config
-from hilander_dist.knn.graph import build_graph
-from hilander_dist.knn.layout import Level, lay_out
+from hilander_dist.knn.graph import GraphOptions, knn_graph
+from hilander_dist.knn.layout import Level
 from hilander_dist.lander.model import Lander
 from hilander_dist.tasks import Block
 from tests import oracle
-from tests.local_tasks import LocalTasks, put_all
+from tests.local_tasks import LocalTasks, held
 
 
 def random_model(dim: int, encoder: oracle.Encoder, num_conv: int = 1, cluster_features: bool = True) -> Lander:
@@ -29,8 +29,7 @@ def random_model(dim: int, encoder: oracle.Encoder, num_conv: int = 1, cluster_f
 def laid_out(tasks: LocalTasks, nodes: Block, shards: int, k: int) -> tuple[Level, list[Any]]:
     """A level with its exact graph."""
     n, dim = nodes["x_ND"].shape
-    level = lay_out(tasks, put_all([nodes]), n, dim, shards, seed=0, prefix="level-0")
-    graph, _ = build_graph(tasks, level, k, 1.0, 0, "level-0")
+    level, graph, _ = knn_graph(tasks, held([nodes]), n, dim, shards, GraphOptions(k, 1.0, 0), "level-0")
     return level, graph
 
 

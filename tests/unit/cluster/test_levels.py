@@ -13,7 +13,7 @@ from hilander_dist.run import Run
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Tasks
 from tests import oracle
-from tests.local_tasks import LocalTasks, put, put_all
+from tests.local_tasks import LocalTasks, held, put, put_all
 from tests.points import clustered, random_rows
 from tests.unit.cluster.small import joined, options, random_model, same_bytes
 
@@ -27,7 +27,7 @@ def new_run(path: Path) -> Run:
 def source_nodes(x_ND: np.ndarray, parts: int = 2) -> Nodes:
     cuts = [len(x_ND) * p // parts for p in range(parts + 1)]
     blocks = [{"id_N": np.arange(a, b), "x_ND": x_ND[a:b]} for a, b in itertools.pairwise(cuts)]
-    return Nodes(put_all(blocks), len(x_ND), x_ND.shape[1], len(x_ND))
+    return Nodes(held(blocks), len(x_ND), x_ND.shape[1], len(x_ND))
 
 
 def halving(tasks: Tasks, level: Level, graph: list[Any], prefix: str) -> list[Any]:

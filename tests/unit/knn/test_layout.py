@@ -10,15 +10,16 @@ from hilander_dist.knn import layout
 from hilander_dist.knn.layout import (
     CHUNK,
     Level,
+    assign_cells,
     hash_ids,
-    lay_out,
+    move_rows,
     place_cells,
     positions_in_cells,
     sample_rows,
 )
 from hilander_dist.knn.quantizer import nearest_cells
 from hilander_dist.tasks import Block
-from tests.local_tasks import LocalTasks, put_all
+from tests.local_tasks import LocalTasks, held, put_all
 from tests.points import clustered
 
 CELLS = st.lists(st.integers(0, 5), max_size=60).map(lambda cells: np.array(cells, dtype=np.int32))
@@ -81,6 +82,12 @@ def test_a_share_of_one_or_more_samples_every_row(share: float) -> None:
     assert sample_rows(block, share, salt=0)["id_N"].tolist() == list(range(1000))
 
 
+def lay_out(tasks: LocalTasks, parts: list[Block], n: int, dim: int, shards: int, seed: int, prefix: str) -> Level:
+    """Both steps, on blocks in memory."""
+    assignment = assign_cells(tasks, put_all(parts), n, dim, seed, prefix)
+    return move_rows(tasks, held(parts), assignment, n, shards, prefix)
+
+
 def level_nodes(level: Level) -> list[Block]:
     return LocalTasks().get(level.nodes)  # type: ignore[no-any-return]
 
@@ -96,7 +103,7 @@ def test_nodes_lie_in_the_order_of_cell_and_source(rows: Block, monkeypatch: pyt
     monkeypatch.setattr(layout, "choose_nlist", lambda n: 12)
     n = len(rows["id_N"])
     tasks = LocalTasks()
-    level = lay_out(tasks, put_all([rows]), n, 8, 1, seed=0, prefix="level-0")
+    level = lay_out(tasks, [rows], n, 8, 1, seed=0, prefix="level-0")
     (nodes,) = level_nodes(level)
     cell_N = nearest_cells(rows["x_ND"], tasks.get(level.quantizer), 1)[0][:, 0]
     assert 6 < len(set(cell_N.tolist())) <= 12
@@ -115,8 +122,8 @@ def test_the_layout_does_not_depend_on_parts_and_shards(
 ) -> None:
     monkeypatch.setattr(layout, "choose_nlist", lambda n: nlist)
     n = len(rows["id_N"])
-    one = lay_out(LocalTasks(), put_all([rows]), n, 8, 1, seed=4, prefix="level-0")
-    parts = put_all(parts_of(rows, [5, 900, 900, 1700]))
+    one = lay_out(LocalTasks(), [rows], n, 8, 1, seed=4, prefix="level-0")
+    parts = parts_of(rows, [5, 900, 900, 1700])
     tasks = LocalTasks()
     many = lay_out(tasks, parts, n, 8, shards, seed=4, prefix="level-0")
     np.testing.assert_array_equal(tasks.get(many.quantizer).centroid_CD, tasks.get(one.quantizer).centroid_CD)
@@ -127,11 +134,12 @@ def test_the_layout_does_not_depend_on_parts_and_shards(
     assert many.shards == min(shards, 5)
     assert all(start % CHUNK == 0 for start in many.starts[:-1])
     assert [len(nodes["id_N"]) for nodes in level_nodes(many)] == np.diff(many.starts).tolist()
-    assert sorted(tasks.blocks) == [f"level-0/nodes-{s:05d}.safetensors" for s in range(many.shards)]
+    nodes = [f"level-0/nodes-{s:05d}.safetensors" for s in range(many.shards)]
+    assert sorted(tasks.blocks) == [*nodes, "level-0/quantizer.safetensors"]
 
 
 def test_one_row_makes_one_shard() -> None:
     block = {"id_N": np.array([7]), "x_ND": np.ones((1, 1), dtype=np.float32)}
-    level = lay_out(LocalTasks(), put_all([block]), 1, 1, 4, seed=0, prefix="x")
+    level = lay_out(LocalTasks(), [block], 1, 1, 4, seed=0, prefix="x")
     assert level.starts == (0, 1)
     assert level_nodes(level)[0]["id_N"].tolist() == [7]
