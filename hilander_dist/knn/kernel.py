@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
+Rows = NDArray[np.float32] | NDArray[np.float16]
+"""Unit rows as they are kept."""
 
 # One tile of scores (512 x 512 float32 = 1 MiB) stays in the L2 cache between the product and the scan. Half as many
 # queries make the product 5% slower; cells of about 400 rows are one tile wide.
@@ -56,10 +58,10 @@ def empty_candidates(n_queries: int, n_neighbours: int) -> Candidates:
 
 
 def search_part(
-    queries_MD: Float32,
+    queries_MD: Rows,
     query_id_M: Int64,
     probe_MP: NDArray[np.int32],
-    part_RD: Float32,
+    part_RD: Rows,
     part_id_R: Int64,
     part_start: int,
     cell_start_C1: Int64,
@@ -92,10 +94,10 @@ def search_part(
 
 
 def search_rows(
-    queries_MD: Float32,
+    queries_MD: Rows,
     query_id_M: Int64,
     query_G: Int64,
-    rows_RD: Float32,
+    rows_RD: Rows,
     row_id_R: Int64,
     start: int,
     candidates: Candidates,
@@ -129,10 +131,10 @@ def search_rows(
 
 
 def count_near(
-    queries_MD: Float32,
+    queries_MD: Rows,
     query_id_M: Int64,
     probe_MP: NDArray[np.int32],
-    part_RD: Float32,
+    part_RD: Rows,
     part_id_R: Int64,
     part_start: int,
     cell_start_C1: Int64,
@@ -160,7 +162,7 @@ def count_near(
 
 
 def offered_rows(
-    cell: int, part_RD: Float32, part_start: int, cell_start_C1: Int64, crowd_CD: Float32 | None
+    cell: int, part_RD: Rows, part_start: int, cell_start_C1: Int64, crowd_CD: Float32 | None
 ) -> Iterator[slice]:
     """Yield the runs of the part's rows that a cell offers to its queries: all of them but most of a crowd."""
     first = max(int(cell_start_C1[cell]) - part_start, 0)
@@ -237,7 +239,7 @@ def _count_tile(
     return near_Q
 
 
-def _wide(x_ND: Float32 | NDArray[np.float16]) -> Float32:
+def _wide(x_ND: Rows) -> Float32:
     """The rows in float32: those kept in float16 are widened a tile at a time."""
     return x_ND.astype(np.float32, copy=False)
 

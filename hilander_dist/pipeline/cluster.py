@@ -29,8 +29,8 @@ ROWS_PER_SHARD = 16_384
 """No shard is smaller than this unless asked for: below it, starting tasks costs more than they do."""
 
 BYTES_PER_SHARD = 64 * 2**20
-"""A shard's vectors, float32, are no larger unless asked for or there are more than MANY_SHARDS. A task holds five times
-as much (README, memory)."""
+"""A shard's vectors, float32, are no larger unless asked for or there are more than MANY_SHARDS. A task holds about
+twice as much of its own (README, memory)."""
 
 MANY_SHARDS = 256
 """Above so many, shards grow instead, as S shards exchange S x S objects; up to MOST_BYTES_PER_SHARD."""

@@ -50,3 +50,46 @@ def test_shards_and_short_rows_and_bad_rows(tmp_path: Path, monkeypatch: pytest.
     table = pq.read_table(tmp_path / "1" / "graph")
     assert table["id"].to_pylist() == list(range(1501))  # the zero row is in bad_rows/
     assert all(s == sorted(s, reverse=True) and min(s, default=1) > 0 for s in table["similarities"].to_pylist())
+
+
+def test_a_later_run_uses_the_quantizer_of_an_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "choose_nlist", lambda n: 30)
+    x_ND = points.clustered(5, 1500, 8, 60)[0]
+    first = write_points(tmp_path / "first.parquet", x_ND[:1200])
+    second = write_points(tmp_path / "second.parquet", x_ND)
+    assert hilander("graph", "--input", first, "--output", tmp_path / "a").code == 0
+    kept = tmp_path / "a" / "quantizer.safetensors"
+    again = ["graph", "--input", second, "--set", f"quantizer={tmp_path / 'a'}", "--target-recall", 0.9]
+    assert hilander(*again, "--output", tmp_path / "b").code == 0
+    assert (tmp_path / "b" / "quantizer.safetensors").read_bytes() == kept.read_bytes()
+    assert len(pq.read_table(tmp_path / "b" / "graph")) == 1500
+
+    refused = hilander("graph", "--input", second, "--output", tmp_path / "c", "--set", f"quantizer={tmp_path / 'no'}")
+    assert refused.code == 2
+    assert "no/quantizer.safetensors: no such" in refused.error
+    wide = write_points(tmp_path / "wide.parquet", points.random_rows(0, 50, 9))
+    refused = hilander("graph", "--input", wide, "--output", tmp_path / "d", "--set", f"quantizer={kept}")
+    assert refused.code == 2
+    assert "a quantizer of 8 dimensions, the input has 9" in refused.error
+    refused = hilander("graph", "--input", second, "--output", tmp_path / "e", "--set", f"quantizer={second}")
+    assert refused.code == 2
+
+
+def test_a_search_on_a_gpu_is_refused_where_the_cluster_has_none(tmp_path: Path) -> None:
+    file = write_points(tmp_path / "in.parquet", points.random_rows(0, 50, 4))
+    refused = hilander("graph", "--input", file, "--output", tmp_path / "out", "--set", "knn_device=cuda")
+    assert refused.code == 1
+    assert "the Ray cluster has no GPU" in refused.error
+
+
+def test_vectors_in_float16_give_nearly_the_same_graph_in_half_the_space(tmp_path: Path) -> None:
+    x_ND = points.clustered(5, 1500, 64, 60)[0]
+    file = write_points(tmp_path / "in.parquet", x_ND)
+    sizes, similarities = [], []
+    for kind in ("float32", "float16"):
+        out = tmp_path / kind
+        assert hilander("graph", "--input", file, "--output", out, "--set", f"vectors={kind}").code == 0
+        sizes.append((out / "_work" / "ingest" / "rows-00000.safetensors").stat().st_size)
+        similarities.append(np.array(pq.read_table(out / "graph")["similarities"].to_pylist()))
+    assert sizes[1] < 0.6 * sizes[0]
+    np.testing.assert_allclose(similarities[1], similarities[0], atol=1e-3)

@@ -112,3 +112,45 @@ def test_a_shard_fetches_only_the_shards_that_it_probes() -> None:
     )
     assert fetched == [0, 2]
     assert graph["nbr_NK"].max() < CHUNK
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-4])
+def test_a_third_of_all_rows_in_a_crowd_cost_few_comparisons(
+    noise: float, shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hilander_dist.knn.kernel.CROWD_LIMIT", 300)
+    monkeypatch.setattr(recall_module, "CROWD_LIMIT", 300)
+    monkeypatch.setattr(layout, "choose_nlist", lambda n: 40)
+    rng = np.random.default_rng(0)
+    x_ND = clustered(3, 9000, 16, 300)[0]
+    crowd = rng.permutation(9000)[:3000]
+    x_ND[crowd] = x_ND[crowd[0]] + noise * rng.standard_normal((3000, 16)).astype(np.float32)
+    x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
+    nodes, graph, stats = graph_of(x_ND, shards, 6, recall=0.95)
+    assert stats.crowds_cut
+    assert stats.rows_compared < 1500
+    exact_NK = oracle.knn(nodes["x_ND"], nodes["id_N"], 6)[1]
+    assert (graph["sim_NK"] >= exact_NK[:, -1:] - recall_module.TIE).mean() > 0.95
+    in_crowd = np.isin(nodes["id_N"], crowd)
+    assert (graph["sim_NK"][in_crowd] > 1 - recall_module.TIE).all()
+
+
+def test_rows_kept_in_float16_give_the_graph_of_the_rounded_rows() -> None:
+    x_ND = clustered(1, 900, DIM, 60)[0].astype(np.float16)
+    _, graph, _ = graph_of(x_ND, 2, 8, recall=1.0)
+    _, expected, _ = graph_of(x_ND.astype(np.float32), 2, 8, recall=1.0)
+    np.testing.assert_array_equal(graph["nbr_NK"], expected["nbr_NK"])
+    np.testing.assert_array_equal(graph["sim_NK"], expected["sim_NK"])
+
+
+@pytest.mark.parametrize("recall", [0.9, 1.0])
+def test_a_search_by_torch_gives_the_bits_of_the_cpu_kernel(recall: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "choose_nlist", lambda n: 30)
+    monkeypatch.setattr(GraphOptions, "gpus", 0)
+    x_ND = clustered(1, 1800, DIM, 60)[0]
+    _, graph, stats = graph_of(x_ND, 2, 8, recall, device="cpu:0")
+    _, expected, again = graph_of(x_ND, 2, 8, recall)
+    np.testing.assert_array_equal(graph["nbr_NK"], expected["nbr_NK"])
+    np.testing.assert_array_equal(graph["sim_NK"], expected["sim_NK"])
+    assert stats == again

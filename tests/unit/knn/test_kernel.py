@@ -1,3 +1,4 @@
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -11,9 +12,12 @@ from hilander_dist.knn.kernel import (
     TILE_ROWS,
     Float32,
     Int64,
+    Rows,
+    count_near,
     empty_candidates,
     exact_sim,
     finish,
+    offered_rows,
     rounding_bound,
     search_part,
 )
@@ -60,7 +64,7 @@ def brute_force(x_ND: Float32, id_N: Int64, allowed_NN: NDArray[np.bool_], n_nei
     return nbr_NK, sim_NK
 
 
-def search_flat(x_ND: Float32, id_N: Int64, n_neighbours: int) -> tuple[Int64, Float32]:
+def search_flat(x_ND: Rows, id_N: Int64, n_neighbours: int) -> tuple[Int64, Float32]:
     """One cell, one part, one call."""
     N = len(x_ND)
     candidates = empty_candidates(N, n_neighbours)
@@ -202,3 +206,67 @@ def test_memory_does_not_grow_with_the_product_of_queries_and_rows() -> None:
     finally:
         tracemalloc.stop()
     assert peak < N * N * 4 / 20  # 7 MB where the scores of all pairs are 144 MB
+
+
+def near_copies(n: int, dim: int, noise: float, rng: np.random.Generator) -> np.ndarray:
+    x_ND = unit_rows("clustered", 1, dim, rng) + noise * rng.standard_normal((n, dim))
+    unit_ND: np.ndarray = (x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)).astype(np.float32)
+    return unit_ND
+
+
+def test_of_a_crowd_only_the_first_rows_are_offered_and_others_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hilander_dist.knn.kernel.CROWD_LIMIT", 40)
+    rng = np.random.default_rng(0)
+    x_ND = near_copies(200, 8, 1e-5, rng)
+    alone = np.array([3, 60, 61, 150])
+    x_ND[alone] = unit_rows("clustered", 4, 8, rng)
+    cell_start = np.array([0, 10, 200])
+    centroid_CD = np.stack([x_ND[3], x_ND[10]])
+    for cuts in ([0, 200], [0, 30, 60, 61, 155, 200]):
+        offered = []
+        for start, stop in itertools.pairwise(cuts):
+            runs = offered_rows(1, x_ND[start:stop], start, cell_start, centroid_CD) if stop > 10 else []
+            offered += [start + row for run in runs for row in range(run.start, run.stop)]
+        assert offered == [*range(10, 50), 60, 61, 150]
+    assert list(offered_rows(0, x_ND, 0, cell_start, centroid_CD)) == [slice(0, 10)]
+    assert list(offered_rows(1, x_ND, 0, cell_start, None)) == [slice(10, 200)]
+
+
+def test_float16_rows_are_searched_as_what_they_are_in_float32() -> None:
+    rng = np.random.default_rng(4)
+    x_ND = unit_rows("clustered", TILE_ROWS + 30, 24, rng).astype(np.float16)
+    ids = np.arange(len(x_ND))
+    expected_nbr_NK, expected_sim_NK = search_flat(x_ND.astype(np.float32), ids, 7)
+    nbr_NK, sim_NK = search_flat(x_ND, ids, 7)
+    np.testing.assert_array_equal(nbr_NK, expected_nbr_NK)
+    np.testing.assert_array_equal(sim_NK.view(np.int32), expected_sim_NK.view(np.int32))
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 90), cells=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
+def test_near_rows_are_counted_as_brute_force_counts_them(n: int, cells: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x_ND = unit_rows("within_rounding", n, 6, rng)
+    id_N = rng.permutation(n)
+    cell_start = np.concatenate([[0], np.sort(rng.integers(0, n + 1, cells - 1)), [n]]).astype(np.int64)
+    probe_NP = np.argsort(rng.random((n, cells)), axis=1)[:, : int(rng.integers(1, cells + 1))].astype(np.int32)
+    sim_NN = np.array([[exact_sim(a, b) for b in x_ND] for a in x_ND])
+    threshold_N = rng.permutation(sim_NN.ravel())[:n]  # each is met exactly by some pair
+    cut = int(rng.integers(0, n + 1))
+    near_NP = sum(
+        count_near(
+            x_ND,
+            id_N,
+            probe_NP,
+            x_ND[part],
+            id_N[part],
+            part.start,
+            cell_start,
+            None,
+            np.ascontiguousarray(threshold_N),
+        )
+        for part in (slice(0, cut), slice(cut, n))
+    )
+    reach_NN = (sim_NN >= threshold_N[:, None]) & ~np.eye(n, dtype=bool)
+    expected = [[reach_NN[i, cell_start[c] : cell_start[c + 1]].sum() for c in probe_NP[i]] for i in range(n)]
+    np.testing.assert_array_equal(near_NP, expected)
