@@ -138,6 +138,22 @@ def test_the_layout_does_not_depend_on_parts_and_shards(
     assert sorted(tasks.blocks) == [*nodes, "level-0/quantizer.safetensors"]
 
 
+@pytest.mark.parametrize("shards", [2, 3, 5])
+def test_rows_that_move_in_waves_end_in_the_same_places(
+    rows: Block, shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "choose_nlist", lambda n: 12)
+    n = len(rows["id_N"])
+    (whole,) = level_nodes(lay_out(LocalTasks(), [rows], n, 8, 1, seed=4, prefix="level-0"))
+    monkeypatch.setattr(layout, "ONE_WAVE_BELOW", 2)
+    tasks = LocalTasks()
+    parts = parts_of(rows, [5, 900, 1700])
+    level = lay_out(tasks, parts, n, 8, shards, seed=4, prefix="level-0")
+    assert tasks.calls.count("_send_to_shards") == 2 * len(parts)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(np.concatenate([nodes[name] for nodes in level_nodes(level)]), array)
+
+
 def test_one_row_makes_one_shard() -> None:
     block = {"id_N": np.array([7]), "x_ND": np.ones((1, 1), dtype=np.float32)}
     level = lay_out(LocalTasks(), [block], 1, 1, 4, seed=0, prefix="x")
