@@ -24,7 +24,8 @@ from hilander_dist.knn.kernel import Candidates, Float32, Int64, finish, search_
 
 # Below this one flat cell, searched exactly, costs less than training and probing a partition.
 FLAT_BELOW = 8192
-# Cells of about a tile of rows measured best: at 200k x 256, k 10, 300 and 900 rows cost 6% and 10% more CPU in all.
+# Cells of about a tile of rows measured best: at 200k x 256, 300 rows cost 15% more CPU in all at k 10,
+# 700 and 900 rows 15% more at k 80.
 ROWS_PER_CELL = 500
 # Half as many rows and iterations as usual cost nothing in recall: at 200k x 256, 4 probes give .988 instead of .989.
 SAMPLE_PER_CELL = 32
@@ -35,7 +36,7 @@ ITERATIONS = 6
 CELLS_OF_ONE_GROUP = 1024
 # Share of the groups looked at for each query, and how many at least and at most; and cells listed around each cell. At
 # 600k x 128 the 8 nearest cells found in 12 of 35 groups hold .998 of the neighbours, in 6 groups .993: what is lost there
-# no further probe finds. A third of the groups costs 3 s more of 30 at 1M x 256.
+# no further probe finds. A third of the groups costs 4.7 s more than a quarter, of 25 s, at 1M x 256.
 GROUPS_SHARE = 1 / 4
 GROUPS_PROBED = (6, 32)
 CELLS_AROUND = 128
