@@ -2,7 +2,7 @@
 
 S sample rows, N rows, M queries, C cells, G groups, P probes a query, D dimensions. Notable:
 
-- Above a thousand cells a flat comparison with all centroids soon costs more than the search itself. So cells belong to
+- Above some thousands of cells a comparison with all centroids costs more than the search itself. So cells belong to
   about sqrt(C) groups: a query's nearest groups lead to a cell nearly as near as any, and the cells around that one, listed
   beforehand, are compared exactly. That makes an assignment approximate, not undetermined: it is a function of the row
   and the quantizer, and recall is measured afterwards.
@@ -25,15 +25,20 @@ from hilander_dist.knn.kernel import Candidates, Float32, Int64, finish, search_
 # Below this one flat cell, searched exactly, costs less than training and probing a partition.
 FLAT_BELOW = 8192
 # Cells of about a tile of rows measured best: at 200k x 256, 300 rows cost 15% more CPU in all at k 10,
-# 700 and 900 rows 15% more at k 80.
+# 700 and 900 rows 15% more at k 80. Above so many cells the comparison with all of them costs as much as the search,
+# and cells grow with the square root of n, up to MOST_ROWS_PER_CELL.
 ROWS_PER_CELL = 500
+CELLS_BEFORE_GROWTH = 1000
+MOST_ROWS_PER_CELL = 1000
 # Half as many rows and iterations as usual cost nothing in recall: at 200k x 256, 4 probes give .988 instead of .989.
 SAMPLE_PER_CELL = 32
 # Training compares every sample row with every centroid of its group, ITERATIONS times: the ceiling bounds it.
 MAX_SAMPLE = 262_144
 ITERATIONS = 6
-# Up to this many cells one group holds them all: a flat comparison with 1,000 centroids runs at 110,000 rows/s a core.
-CELLS_OF_ONE_GROUP = 1024
+# Up to this many cells one group holds them all, in training and afterwards. At 4,200 cells of 128 dimensions a comparison
+# with all takes 18 us a row on a core, as long as the way through groups, which misses the own cell of .8% and a sixth of
+# the 8 nearest cells. Trained group by group, 2,000 cells need 256 probes at 2M x 128 for the recall of 8.
+CELLS_OF_ONE_GROUP = 4500
 # Share of the groups looked at for each query, and how many at least and at most; and cells listed around each cell. At
 # 600k x 128 the 8 nearest cells found in 12 of 35 groups hold .998 of the neighbours, in 6 groups .993: what is lost there
 # no further probe finds. A third of the groups costs 4.7 s more than a quarter, of 25 s, at 1M x 256.
@@ -72,8 +77,11 @@ def quantizer_of_block(block: dict[str, NDArray[Any]]) -> Quantizer:
 
 
 def choose_nlist(n: int) -> int:
-    """Return the number of cells for `n` rows: 1 (flat, exact) for few rows, else cells of about 500 rows."""
-    return 1 if n < FLAT_BELOW else round(n / ROWS_PER_CELL)
+    """Return the number of cells for `n` rows: 1 (flat, exact) for few rows, else cells of about 500 to 1,000 rows."""
+    if n < FLAT_BELOW:
+        return 1
+    grown = math.sqrt(CELLS_BEFORE_GROWTH * n / ROWS_PER_CELL)
+    return round(max(min(n / ROWS_PER_CELL, grown), n / MOST_ROWS_PER_CELL))
 
 
 def training_sample_size(nlist: int) -> int:
