@@ -3,6 +3,7 @@
     python -m benchmarks.knn_graph [--points N --dim D --k K --shards S --data NPZ --store-gb G --no-peers --json]
     python -m benchmarks.knn_graph --points N --no-peers --than-points M     # time per point over that at M points
     python -m benchmarks.knn_graph --points N --no-peers --than-shards 1     # time over that in one shard
+    python -m benchmarks.knn_graph --points N --no-peers --crowd M           # M of them near-duplicates of one image
 
 Both sides build the whole graph, training of their quantizer included, and reach recall@k-1 >= .98 against exact search
 on a sample, neighbours compared by their numbers. IVFFlat gets the best of several (nlist, nprobe); from 500,000 points on
@@ -62,6 +63,17 @@ def long_tailed(n: int, dim: int, seed: int = 0) -> np.ndarray:
         x_ND[rows] = centre_CD[label_N[rows]] + noise(rows.stop - at, 0.9)
     x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
     return x_ND
+
+
+def put_crowd(x_ND: np.ndarray, crowd: int) -> None:
+    """Turn `crowd` of the rows, spread over all, into near-duplicates of one (cosines above 1 - 1e-7)."""
+    rng = np.random.default_rng(2)
+    row_M = np.sort(rng.choice(len(x_ND), crowd, replace=False))
+    for at in range(0, crowd, PART):
+        row_P = row_M[at : at + PART]
+        noise = rng.standard_normal((len(row_P), x_ND.shape[1]), dtype=np.float32)
+        copies = x_ND[0] + noise * np.float32(1e-4 / np.sqrt(x_ND.shape[1]))
+        x_ND[row_P] = copies / np.linalg.norm(copies, axis=1, keepdims=True)
 
 
 def tiled(path: str, n: int) -> np.ndarray:
@@ -243,6 +255,7 @@ def main() -> None:
     parser.add_argument(
         "--data", metavar="NPZ", help="real embeddings, repeated with noise, in the place of generated ones"
     )
+    parser.add_argument("--crowd", type=int, default=0, help="so many of the points are near-duplicates of one")
     parser.add_argument("--no-peers", action="store_true", help="time ours alone")
     parser.add_argument("--than-points", type=int, help="time per point against that at this many points")
     parser.add_argument("--than-shards", type=int, help="time against that in this many shards")
@@ -262,6 +275,7 @@ def main() -> None:
         return tiled(args.data, n) if args.data else long_tailed(n, args.dim)
 
     x_ND = points(args.points)
+    put_crowd(x_ND, args.crowd)
     shards = args.shards or default_shards(args.points, x_ND.shape[1], os.cpu_count() or 1)
     ours(x_ND[:20_000], args.k, 4)  # workers start and kernels are compiled
     result = measure(x_ND, args.k, shards, not args.no_peers)

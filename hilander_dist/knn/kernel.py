@@ -33,10 +33,13 @@ TILE_ROWS = 512
 # runs into its buffer of 2 K + BUFFER_ROWS, without branches. 16 to 64 and 64 to 256 measure the same.
 SCAN_RUN = 32
 BUFFER_ROWS = 128
-# A cell has some 500 rows, four times as many where the sample missed a crowd. Of a crowd of near-duplicates, which no
-# partition can divide, any K rows are as good as any others: beyond this many rows of a cell, those that are as similar
-# to its centroid as CROWD_SIM are not offered to queries. Without it, a million copies cost 10**12 comparisons.
+# A cell has some 500 to 1,000 rows, four times as many where the sample missed a crowd. Of a crowd of near-duplicates,
+# which no partition can divide, any K rows are as good as any others: of the rows of a cell with more than CROWD_LIMIT
+# that are as similar to its centroid as CROWD_SIM, only CROWD_RUNS runs of CROWD_RUN, evenly spaced over the cell, are
+# offered to queries. Without it, a million copies cost 10**12 comparisons, none of which can be filtered: all scores lie
+# within rounding of each other.
 CROWD_LIMIT = 4096
+CROWD_RUNS, CROWD_RUN = 16, 16
 CROWD_SIM = np.float32(1 - 1e-6)
 
 
@@ -170,11 +173,11 @@ def offered_rows(
     if crowd_CD is None or cell_start_C1[cell + 1] - cell_start_C1[cell] <= CROWD_LIMIT:
         yield slice(first, stop)
         return
-    always = min(max(int(cell_start_C1[cell]) + CROWD_LIMIT - part_start, first), stop)
-    alone_R = _exact_sims(crowd_CD[cell], _wide(part_RD[always:stop])) < CROWD_SIM
-    edges = np.flatnonzero(
-        np.diff(np.concatenate([np.full(always - first, True), alone_R]), prepend=False, append=False)
-    )
+    place_R = np.arange(first, stop) + (part_start - cell_start_C1[cell])
+    stride = (cell_start_C1[cell + 1] - cell_start_C1[cell]) // CROWD_RUNS
+    offered_R = place_R % stride < CROWD_RUN
+    offered_R |= _exact_sims(crowd_CD[cell], _wide(part_RD[first:stop])) < CROWD_SIM
+    edges = np.flatnonzero(np.diff(offered_R, prepend=False, append=False))
     for lo, hi in edges.reshape(-1, 2).tolist():
         yield slice(first + lo, first + hi)
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from hilander_dist.knn.kernel import Candidates, Float32, Int64, finish, search_part, search_rows
+from hilander_dist.knn.kernel import CROWD_SIM, Candidates, Float32, Int64, finish, search_part, search_rows
 
 # Below this one flat cell, searched exactly, costs less than training and probing a partition.
 FLAT_BELOW = 8192
@@ -199,9 +199,9 @@ def _train_group(
         kept = np.setdiff1d(np.flatnonzero(count_C), large)
         pieces = [_kmeans(rows_RD[cell_R == c], math.ceil(count_C[c] / rows_per_cell), seed, use_gpu) for c in large]
         centroid_CD = np.unique(np.concatenate([centroid_CD[kept], *pieces]), axis=0)
-        if not len(large):
+        if all(len(piece) == 1 for piece in pieces):  # Nothing was too large, or what was are crowds.
             break
-    centroid_CD = np.unique(np.concatenate([centroid_CD, crowd_RD]), axis=0)
+    centroid_CD = _thinned(np.unique(np.concatenate([centroid_CD, crowd_RD]), axis=0))
     return centroid_CD[_order_by_bisection(centroid_CD.astype(np.float64))]
 
 
@@ -224,9 +224,9 @@ def _free_places(M: int, P: int) -> Candidates:
 
 
 def _kmeans(x_SD: Float32, nlist: int, seed: int, use_gpu: bool) -> Float32:
-    """At most `nlist` distinct centroids; the rows themselves where there are no more rows."""
+    """At most `nlist` centroids, no two of one crowd; the rows themselves where there are no more rows."""
     if len(x_SD) <= nlist:
-        return x_SD
+        return _thinned(x_SD)
     kmeans = faiss.Kmeans(
         x_SD.shape[1],
         nlist,
@@ -244,7 +244,22 @@ def _kmeans(x_SD: Float32, nlist: int, seed: int, use_gpu: bool) -> Float32:
     norm_C = np.linalg.norm(centroid_CD, axis=1)
     # Opposite rows can cancel; a zero centroid has no direction.
     kept_CD = (centroid_CD[norm_C > 0] / norm_C[norm_C > 0, None]).astype(np.float32)
-    return np.unique(kept_CD, axis=0) if len(kept_CD) else x_SD[:1]
+    return _thinned(np.unique(kept_CD, axis=0)) if len(kept_CD) else x_SD[:1]
+
+
+def _thinned(centroid_CD: Float32) -> Float32:
+    """Without the centroids that are as good as equal to an earlier one: a crowd of near-duplicates gets one cell.
+
+    Of a million near-duplicates in 1.25 million rows k-means puts four fifths of the centroids into the crowd. Every row of
+    it is then as near to all of them, and the assignment took 51 s instead of 7.
+    """
+    dropped_C = np.zeros(len(centroid_CD), bool)
+    for first in range(0, len(centroid_CD), 512):
+        near_BC = centroid_CD[first : first + 512] @ centroid_CD.T >= CROWD_SIM
+        for i in np.flatnonzero(near_BC.sum(axis=1) > 1):
+            if not dropped_C[first + i]:
+                dropped_C[first + i + 1 :] |= near_BC[i, first + i + 1 :]
+    return centroid_CD[~dropped_C]
 
 
 def _order_by_bisection(x_CD: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from hilander_dist.exchange import concat_blocks
-from hilander_dist.knn.kernel import CROWD_LIMIT, count_near, empty_candidates, finish, search_rows
+from hilander_dist.knn.kernel import (
+    CROWD_LIMIT,
+    CROWD_RUN,
+    CROWD_RUNS,
+    count_near,
+    empty_candidates,
+    finish,
+    search_rows,
+)
 from hilander_dist.knn.layout import PROBES_KEPT, Level, sample_rows
 from hilander_dist.knn.quantizer import CELLS_AROUND, Quantizer, nearest_cells
 from hilander_dist.tasks import Block, Ref, Tasks
@@ -39,9 +47,9 @@ class Probing:
     """Those whose centroid is less similar than the nearest one's by at most this. Adaptive probing looks at 40% fewer
     rows than a fixed number of probes of the same recall (200k x 256, k 10 and 80)."""
     rows: float
-    """Rows that a sampled node is compared with, on average."""
+    """Rows that a sampled node is compared with, on average, as if a cell that is a crowd held no other rows."""
     crowds_cut: bool
-    """Whether a crowd of near-duplicates offers only its first rows, see ``kernel.CROWD_LIMIT``."""
+    """Whether a crowd of near-duplicates offers only a few of its rows, see ``kernel.CROWD_LIMIT``."""
 
 
 def sample_truth(tasks: Tasks, parts: Sequence[Ref], n: int, k: int, seed: int) -> Ref:
@@ -135,7 +143,7 @@ def least_probing(
     gap = float(gaps[bisect.bisect_left(gaps, True, key=reached)]) if len(gaps) else 0.0
     size_C = np.diff(cell_start)
     if crowds_cut:
-        size_C = np.minimum(size_C, CROWD_LIMIT)
+        size_C = np.where(size_C > CROWD_LIMIT, CROWD_RUNS * CROWD_RUN, size_C)
     rows = float((size_C[probes["cell_NP"]] * (gap_MP <= gap)).sum(axis=1).mean())
     return Probing(gap_MP.shape[1], gap, rows, crowds_cut)
 

@@ -1,9 +1,12 @@
 """``hilander graph`` against brute force, with the ids of the user."""
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pyarrow.parquet as pq
 import pytest
 
@@ -73,6 +76,33 @@ def test_a_later_run_uses_the_quantizer_of_an_earlier_one(tmp_path: Path, monkey
     assert "a quantizer of 8 dimensions, the input has 9" in refused.error
     refused = hilander("graph", "--input", second, "--output", tmp_path / "e", "--set", f"quantizer={second}")
     assert refused.code == 2
+
+
+def test_a_worker_killed_during_the_search_changes_nothing(tmp_path: Path) -> None:
+    file = write_points(tmp_path / "in.parquet", points.clustered(5, 30_000, 32, 900)[0])
+    command = ["graph", "--input", file, "--target-recall", 1, "--num-shards", 4]
+    assert hilander(*command, "--output", tmp_path / "undisturbed").code == 0
+    killed: list[int] = []
+
+    def kill_a_searching_worker() -> None:
+        while not killed and not (tmp_path / "killed" / "_SUCCESS").exists():
+            for worker in psutil.Process().children(recursive=True):
+                try:
+                    if worker.cmdline()[:1] == ["ray::search_shard"]:
+                        worker.kill()
+                        killed.append(worker.pid)
+                        return
+                except psutil.Error:  # it has gone
+                    continue
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=kill_a_searching_worker, daemon=True)
+    killer.start()
+    done = hilander(*command, "--output", tmp_path / "killed")
+    killer.join(60)
+    assert done.code == 0, done.err
+    assert len(killed) == 1
+    assert graph_files(tmp_path / "killed") == graph_files(tmp_path / "undisturbed")
 
 
 def test_a_search_on_a_gpu_is_refused_where_the_cluster_has_none(tmp_path: Path) -> None:

@@ -214,8 +214,9 @@ def near_copies(n: int, dim: int, noise: float, rng: np.random.Generator) -> np.
     return unit_ND
 
 
-def test_of_a_crowd_only_the_first_rows_are_offered_and_others_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hilander_dist.knn.kernel.CROWD_LIMIT", 40)
+def test_of_a_crowd_only_a_few_rows_are_offered_and_others_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"CROWD_LIMIT": 40, "CROWD_RUNS": 4, "CROWD_RUN": 3}.items():
+        monkeypatch.setattr(f"hilander_dist.knn.kernel.{name}", value)
     rng = np.random.default_rng(0)
     x_ND = near_copies(200, 8, 1e-5, rng)
     alone = np.array([3, 60, 61, 150])
@@ -227,7 +228,7 @@ def test_of_a_crowd_only_the_first_rows_are_offered_and_others_always(monkeypatc
         for start, stop in itertools.pairwise(cuts):
             runs = offered_rows(1, x_ND[start:stop], start, cell_start, centroid_CD) if stop > 10 else []
             offered += [start + row for run in runs for row in range(run.start, run.stop)]
-        assert offered == [*range(10, 50), 60, 61, 150]
+        assert offered == [10, 11, 12, 57, 58, 59, 60, 61, 104, 105, 106, 150, 151, 152, 153, 198, 199]
     assert list(offered_rows(0, x_ND, 0, cell_start, centroid_CD)) == [slice(0, 10)]
     assert list(offered_rows(1, x_ND, 0, cell_start, None)) == [slice(10, 200)]
 

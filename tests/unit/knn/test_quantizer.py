@@ -178,3 +178,13 @@ def test_an_oversized_cell_is_split() -> None:
     x_ND: Float32 = rows.astype(np.float32)
     quantizer = train_quantizer(x_ND, 60, seed=0)
     assert np.bincount(assign_cells(x_ND, quantizer)).max() <= OVERSIZED * len(x_ND) / 60
+
+
+def test_a_crowd_of_near_duplicates_gets_one_centroid() -> None:
+    rng = np.random.default_rng(0)
+    x_SD = clustered_rows(1000, 16, 0)
+    x_SD[:800] = x_SD[0] + 1e-5 * rng.standard_normal((800, 16)).astype(np.float32)
+    x_SD /= np.linalg.norm(x_SD, axis=1, keepdims=True)
+    centroid_CD = train_quantizer(x_SD, 30, 0).centroid_CD
+    assert (centroid_CD @ x_SD[0] > 1 - 1e-6).sum() == 1
+    assert len(centroid_CD) > 5

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilander_dist.knn.kernel import CROWD_LIMIT
+from hilander_dist.knn.kernel import CROWD_LIMIT, CROWD_RUN, CROWD_RUNS
 from hilander_dist.knn.layout import assign_cells, move_rows
 from hilander_dist.knn.recall import (
     TIE,
@@ -77,7 +77,9 @@ def test_the_smallest_gap_that_reaches_the_target_is_taken(seed: int, P: int, ta
     gaps = probes["gap_NP"][some_N]
     smaller = gaps[gaps < probing.gap]
     assert not len(smaller) or low(smaller.max()) < target
-    size_C = np.minimum(np.diff(cell_start), CROWD_LIMIT) if crowds_cut else np.diff(cell_start)
+    size_C = np.diff(cell_start)
+    if crowds_cut:
+        size_C = np.where(size_C > CROWD_LIMIT, CROWD_RUNS * CROWD_RUN, size_C)
     rows = (size_C[probes["cell_NP"]] * (probes["gap_NP"] <= probing.gap)).sum(1).mean()
     assert probing.rows == pytest.approx(rows)
 
