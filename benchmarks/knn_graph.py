@@ -16,15 +16,14 @@ import json
 import logging
 import os
 import tempfile
-import threading
 import time
 from typing import Any
 
 import faiss
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 import ray
 
+from benchmarks.common import PART, Peak, long_tailed, sgemm_peak
 from hilander_dist.knn.graph import GraphOptions, knn_graph
 from hilander_dist.monitor.log import configure_log
 from hilander_dist.monitor.progress import Progress
@@ -34,35 +33,7 @@ from hilander_dist.tasks import Tasks
 
 TARGET = 0.98
 SAMPLE = 4000
-PART = 32_768
 SAMPLE_QUERIES_FROM = 500_000
-
-
-def long_tailed(n: int, dim: int, seed: int = 0) -> np.ndarray:
-    """Unit rows in long-tailed classes of 10 to 2000 rows, 50 on average, classes around superclasses; float32.
-
-    The sizes' distribution does not depend on n: a larger set has more classes, not larger ones. (With Zipf weights over
-    all classes the largest blobs grow with n; nothing divides a Gaussian blob of 25,000 rows, and any index must compare
-    most of it.)
-    """
-    rng = np.random.default_rng(seed)
-    classes, supers = max(2, n // 50), max(2, n // 2000)
-    weight = np.minimum(10 * (1 + rng.pareto(1.2, classes)), 2000)
-    label_N = rng.choice(classes, size=n, p=weight / weight.sum())
-
-    def noise(rows: int, scale: float) -> np.ndarray:
-        drawn: np.ndarray = rng.standard_normal((rows, dim), dtype=np.float32)
-        return drawn * np.float32(scale / np.sqrt(dim))
-
-    super_SD = noise(supers, 1.0)
-    centre_CD = super_SD[rng.integers(supers, size=classes)] + noise(classes, 0.8)
-    centre_CD /= np.linalg.norm(centre_CD, axis=1, keepdims=True)
-    x_ND = np.empty((n, dim), np.float32)
-    for at in range(0, n, PART):
-        rows = slice(at, min(n, at + PART))
-        x_ND[rows] = centre_CD[label_N[rows]] + noise(rows.stop - at, 0.9)
-    x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
-    return x_ND
 
 
 def put_crowd(x_ND: np.ndarray, crowd: int) -> None:
@@ -105,7 +76,7 @@ def ours(x_ND: np.ndarray, k: int, shards: int, sample_S: np.ndarray | None = No
             store.write_block(f"rows-{at}", {"id_N": np.arange(at, rows.stop), "x_ND": x_ND[rows]})
         tasks = Tasks(store, frozenset(), Progress())
         parts = [tasks.loader(f"rows-{at}") for at in range(0, n, PART)]
-        with _Peak() as peak:
+        with Peak() as peak:
             began = time.perf_counter()
             level, graph, stats = knn_graph(tasks, parts, n, dim, shards, GraphOptions(k, TARGET, 0), "level-0")
             seconds = time.perf_counter() - began
@@ -167,17 +138,6 @@ def flat_seconds(x_ND: np.ndarray, k: int) -> float:
     return (time.perf_counter() - began) * len(x_ND) / len(queries)
 
 
-def sgemm_peak() -> float:
-    """FLOP/s of a large float32 product on all cores: the best of five."""
-    a = np.random.default_rng(0).standard_normal((4096, 4096), dtype=np.float32)
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - began)
-    return 2 * 4096**3 / min(times)
-
-
 def exact_neighbours(x_ND: np.ndarray, k: int, sample_S: np.ndarray) -> np.ndarray:
     """The k - 1 nearest others of sampled points."""
     found_SK = faiss.knn(x_ND[sample_S], x_ND, k, metric=faiss.METRIC_INNER_PRODUCT)[1]
@@ -187,37 +147,6 @@ def exact_neighbours(x_ND: np.ndarray, k: int, sample_S: np.ndarray) -> np.ndarr
 def _recall(truth_SK: np.ndarray, found_SK: np.ndarray, sample_S: np.ndarray) -> float:
     pairs = zip(truth_SK, found_SK, sample_S, strict=True)
     return float(np.mean([np.isin(truth, found[found != own]).mean() for truth, found, own in pairs]))
-
-
-class _Peak:
-    """Peak of private memory over this process's children and their shared object store, above that at the start."""
-
-    def __enter__(self) -> "_Peak":
-        self._stop = threading.Event()
-        self._base = self._now()
-        self.bytes = 0
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.2):
-            self.bytes = max(self.bytes, self._now() - self._base)
-
-    @staticmethod
-    def _now() -> int:
-        total = 0
-        for process in psutil.Process().children(recursive=True):
-            try:
-                memory = process.memory_info()
-                total += memory.rss - memory.shared
-            except psutil.NoSuchProcess:
-                continue
-        return int(total + psutil.disk_usage("/dev/shm").used)
 
 
 def measure(x_ND: np.ndarray, k: int, shards: int, peers: bool) -> dict[str, Any]:
@@ -272,7 +201,7 @@ def main() -> None:
     )
 
     def points(n: int) -> np.ndarray:
-        return tiled(args.data, n) if args.data else long_tailed(n, args.dim)
+        return tiled(args.data, n) if args.data else long_tailed(n, args.dim)[0]
 
     x_ND = points(args.points)
     put_crowd(x_ND, args.crowd)

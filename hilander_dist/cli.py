@@ -34,6 +34,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks and the wo
 Neighbours = Annotated[int | None, typer.Option("--k", help="neighbours per node, itself included")]
 Recall = Annotated[float | None, typer.Option("--target-recall", help="recall of the k-NN graph")]
 Seed = Annotated[int | None, typer.Option("--seed", help="seed of everything random")]
+Restart = Annotated[bool, typer.Option("--restart", help="discard the run in the output directory and start anew")]
 Shards = Annotated[int | None, typer.Option("--num-shards", help="shards of level 0; the result does not depend on it")]
 
 
@@ -47,6 +48,7 @@ def train(
     num_workers: Annotated[int | None, typer.Option("--num-workers", help="DDP workers")] = None,
     seed: Seed = None,
     num_shards: Shards = None,
+    restart: Restart = False,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
@@ -57,7 +59,7 @@ def train(
         _check_locations(input_uri, output_uri)
         from hilander_dist.pipeline.train import run_train_job
 
-        run_train_job(input_uri, output_uri, config, address, debug)
+        run_train_job(input_uri, output_uri, config, address, debug, restart)
 
 
 @app.command()
@@ -73,6 +75,7 @@ def cluster(
     target_recall: Recall = None,
     seed: Seed = None,
     num_shards: Shards = None,
+    restart: Restart = False,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
@@ -90,7 +93,7 @@ def cluster(
         _check_locations(input_uri, output_uri, model_uri)
         from hilander_dist.pipeline.cluster import run_cluster_job
 
-        run_cluster_job(input_uri, model_uri, output_uri, config, address, debug)
+        run_cluster_job(input_uri, model_uri, output_uri, config, address, debug, restart)
 
 
 @app.command()
@@ -103,6 +106,7 @@ def graph(
     target_recall: Recall = None,
     seed: Seed = None,
     num_shards: Shards = None,
+    restart: Restart = False,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
@@ -113,7 +117,7 @@ def graph(
         _check_locations(input_uri, output_uri)
         from hilander_dist.pipeline.graph import run_graph_job
 
-        run_graph_job(input_uri, output_uri, config, address, debug)
+        run_graph_job(input_uri, output_uri, config, address, debug, restart)
 
 
 @app.command()

@@ -25,8 +25,10 @@ FINGERPRINT = f"{WORK}/fingerprint.json"
 class Run:
     """An output directory owned by one job with one fingerprint."""
 
-    def __init__(self, output: Storage, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, output: Storage, fingerprint: Mapping[str, Any], restart: bool = False) -> None:
         """Claim a new output directory, or go on in one that a killed run of the same fingerprint left.
+
+        With ``restart`` a run that is there, complete or not and of any fingerprint, is deleted first.
 
         Raises:
             OutputError: the directory holds a complete run, another run (the key that differs is named), or other files.
@@ -34,8 +36,13 @@ class Run:
         self.output = output
         self.work = output.child(WORK)
         found = {info.path for info in output.list()}
+        if restart and FINGERPRINT in found:
+            _discard(output, found)
+            found = set()
         if SUCCESS in found:
-            raise OutputError(f"{output.uri} holds a complete run: choose another --output, or delete it")
+            raise OutputError(
+                f"{output.uri} holds a complete run: choose another --output, or discard it with --restart"
+            )
         if FINGERPRINT in found:
             _refuse_other_run(output, output.read_json(FINGERPRINT), fingerprint)
             output.sweep()
@@ -74,11 +81,24 @@ def code_version() -> str:
     return f"{hilander_dist.__version__}+{digest.hexdigest()[:12]}"
 
 
+def _discard(output: Storage, found: set[str]) -> None:
+    """Delete a run, also when that is itself interrupted: what is left is never taken for more than it is.
+
+    No marker outlives the blocks that it vouches for, and the fingerprint goes last.
+    """
+    first = [SUCCESS, *(path for path in found if path.startswith(f"{WORK}/markers/"))]
+    for path in first:
+        output.delete(path)
+    for path in sorted(found - {FINGERPRINT, *first}):
+        output.delete(path)
+    output.delete(FINGERPRINT)
+
+
 def _refuse_other_run(output: Storage, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     for key, theirs_value, ours_value in _differences("", theirs, ours):
         raise OutputError(
             f"{output.uri} holds an unfinished run that differs in {key} ({_short(theirs_value)} there, {_short(ours_value)} now): "
-            "repeat it unchanged to resume, or choose another --output, or delete it"
+            "repeat it unchanged to resume, or choose another --output, or discard it with --restart"
         )
 
 

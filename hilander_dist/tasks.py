@@ -6,11 +6,12 @@ bytes), it uses one thread of every numeric library (platform.md: a reused worke
 ``save`` its result is written to the run's storage before it is returned.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import ray
@@ -45,6 +46,14 @@ class Tasks:
         self.store = store
         self.saved = saved
         self.progress = progress
+        self.memory = 0
+        """Bytes that each task asks Ray for."""
+
+    def asking(self, memory: int) -> Self:
+        """The same, with tasks that ask Ray for so many bytes: no more of them run at once than a node has memory for."""
+        other = copy.copy(self)
+        other.memory = memory
+        return other
 
     def call(
         self, function: Callable[..., Any], *args: Any, returns: int = 1, save: str | None = None, gpus: int = 0
@@ -65,7 +74,7 @@ class Tasks:
             return self.load(save)
         shape = [len(arg) if isinstance(arg, list) else -1 for arg in args]
         flat = [item for arg in args for item in (arg if isinstance(arg, list) else [arg])]
-        remote = _run.options(num_returns=returns, num_gpus=gpus, name=name_of(function))
+        remote = _run.options(num_returns=returns, num_gpus=gpus, memory=self.memory, name=name_of(function))
         return remote.remote(self.store, save, function, shape, *flat)
 
     def load(self, path: str) -> Ref:

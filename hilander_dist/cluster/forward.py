@@ -5,6 +5,7 @@ followed by its halo: the rows of other shards that its edges point to. The halo
 travel once per layer, and source projections once. Products run on full padded chunks (architecture.md, invariant 1).
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,11 +32,13 @@ class Halo:
     needs: list[list[Ref]]
     """needs[a][d]: ascending positions that shard a reads from shard d; none from itself."""
 
-    def tables(self, tasks: Tasks, blocks: list[Ref]) -> list[list[Ref]]:
+    def tables(
+        self, tasks: Tasks, blocks: list[Ref], serve: Callable[[Block, np.ndarray], Block] = take_rows
+    ) -> list[list[Ref]]:
         """Per shard the halo rows of a column block, in the order of its needs."""
         if len(blocks) == 1:
             return [[]]
-        return serve_rows(tasks, self.needs, blocks, self.starts, take_rows)
+        return serve_rows(tasks, self.needs, blocks, self.starts, serve)
 
 
 def plan_halo(tasks: Tasks, level: Level, graph: list[Ref]) -> Halo:
@@ -57,28 +60,47 @@ def score_level(
     Returns:
         Per shard a block of p0_NK and p1_NK float32 (0 at pads) and density_N float32.
     """
-    inputs = [tasks.call(_inputs, model_ref, nodes) for nodes in level.nodes]
+    shards = range(level.shards)
+    rows: list[Ref] = level.nodes
     for layer in range(model.num_conv):
-        messages = [tasks.call(_messages, model_ref, layer, block) for block in inputs]
-        halos = halo.tables(tasks, messages)
-        inputs = [
-            tasks.call(_convolve, model_ref, layer, inputs[s], messages[s], halos[s], halo.local[s], graph[s])
-            for s in range(level.shards)
+        if not model.sends_inputs:
+            messages = [tasks.call(_messages, model_ref, layer, block) for block in rows]
+            halos = halo.tables(tasks, messages)
+        else:
+            messages = [None] * level.shards
+            with_means = model.config.uses_cluster_features
+            halos = halo.tables(tasks, rows, functools.partial(take_features, with_means) if layer == 0 else take_rows)
+        last = layer == model.num_conv - 1
+        rows = [
+            tasks.call(
+                _convolve_and_project if last else _convolve,
+                model_ref,
+                layer,
+                rows[s],
+                messages[s],
+                halos[s],
+                halo.local[s],
+                graph[s],
+                returns=2 if last else 1,
+            )
+            for s in shards
         ]
-    projected = [tasks.call(_project, model_ref, block, returns=2) for block in inputs]
-    halos = halo.tables(tasks, [src for src, _ in projected])
+    src, dst = [pair[0] for pair in rows], [pair[1] for pair in rows]
+    halos = halo.tables(tasks, src)
     scores = [
         tasks.call(
             _score_edges,
             model_ref,
-            *projected[s],
+            src[s],
+            dst[s],
             halos[s],
             halo.local[s],
             graph[s],
             save=f"{prefix}/scores-{s:05d}.safetensors",
         )
-        for s in range(level.shards)
+        for s in shards
     ]
+    del src, dst, rows, halos
     tasks.wait(scores, f"{prefix} forward")
     return scores
 
@@ -106,33 +128,79 @@ def _plan_shard(graph: Block, shard: int, starts: Starts) -> Any:
     return unpack([local_NK, *needs])
 
 
-def _inputs(model: Lander, nodes: Block) -> Block:
-    return {
-        "h": model.inputs(_tensor(nodes["x_ND"].astype(np.float32, copy=False)), _tensor(cluster_means(nodes))).numpy()
-    }
+def take_features(with_means: bool, nodes: Block, rows: np.ndarray) -> Block:
+    """What the inputs of these rows are made of: x, and where the model takes it c, unless it is x itself (level 0)."""
+    features = {"x": nodes["x_ND"][rows].astype(np.float32, copy=False)}
+    if with_means and "sum_ND" in nodes:
+        features["c"] = cluster_means({name: nodes[name][rows] for name in ("sum_ND", "count_N")})
+    return features
+
+
+def _hidden(model: Lander, block: Block) -> np.ndarray:
+    """A layer's input h of the rows of a block: of nodes or features for layer 0, else what the layer before left."""
+    if "h" in block:
+        return block["h"]
+    if "x_ND" in block:
+        block = take_features(model.config.uses_cluster_features, block, np.arange(len(block["x_ND"])))
+    x_ND = _tensor(block["x"])
+    return model.inputs(x_ND, _tensor(block["c"]) if "c" in block else x_ND).numpy()
 
 
 def _messages(model: Lander, layer: int, block: Block) -> Block:
-    return {"m": _in_chunks(lambda h: model.message(layer, h), block["h"])[0]}
+    return {"m": _in_chunks(lambda h: model.message(layer, h), _hidden(model, block))[0]}
 
 
 def _convolve(
-    model: Lander, layer: int, block: Block, messages: Block, halo: list[Block], local_NK: np.ndarray, graph: Block
+    model: Lander,
+    layer: int,
+    block: Block,
+    messages: Block | None,
+    halo: list[Block],
+    local_NK: np.ndarray,
+    graph: Block,
 ) -> Block:
-    m_TM = _tensor(make_table(messages, halo)["m"])
-    (h,) = _in_chunks(
-        lambda h_BI, m_BM, nbr_BK, sim_BK: model.convolve(layer, h_BI, m_BM, m_TM, nbr_BK, sim_BK),
-        block["h"],
-        messages["m"],
-        local_NK,
-        graph["sim_NK"],
-    )
+    (h,) = _layer(model, layer, block, messages, halo, local_NK, graph, lambda h_BI: (h_BI,))
     return {"h": h}
 
 
-def _project(model: Lander, block: Block) -> tuple[Block, Block]:
-    src_NG, dst_NG = _in_chunks(model.project, block["h"])
+def _convolve_and_project(
+    model: Lander,
+    layer: int,
+    block: Block,
+    messages: Block | None,
+    halo: list[Block],
+    local_NK: np.ndarray,
+    graph: Block,
+) -> tuple[Block, Block]:
+    """The last layer: its output is needed for the edge head's two halves only, and is never a whole array."""
+    src_NG, dst_NG = _layer(model, layer, block, messages, halo, local_NK, graph, model.project)
     return {"src": src_NG}, {"dst": dst_NG}
+
+
+def _layer(
+    model: Lander,
+    layer: int,
+    block: Block,
+    messages: Block | None,
+    halo: list[Block],
+    local_NK: np.ndarray,
+    graph: Block,
+    then: Callable[[Tensor], tuple[Tensor, ...]],
+) -> list[np.ndarray]:
+    h_NI = _hidden(model, block)
+    if messages is None:
+        table_TI = np.concatenate([h_NI, *(_hidden(model, rows) for rows in halo)]) if halo else h_NI
+        h_NI = own_NM = table_TI[: len(h_NI)]
+    else:
+        table_TI, own_NM = make_table(messages, halo)["m"], messages["m"]
+    m_TM = _tensor(table_TI)
+    return _in_chunks(
+        lambda h_BI, m_BM, nbr_BK, sim_BK: then(model.convolve(layer, h_BI, m_BM, m_TM, nbr_BK, sim_BK)),
+        h_NI,
+        own_NM,
+        local_NK,
+        graph["sim_NK"],
+    )
 
 
 def _score_edges(model: Lander, src: Block, dst: Block, halo: list[Block], local_NK: np.ndarray, graph: Block) -> Block:

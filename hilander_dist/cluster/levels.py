@@ -15,6 +15,7 @@ from hilander_dist.cluster.collapse import collapse
 from hilander_dist.cluster.decode import Compat
 from hilander_dist.cluster.features import FIXED_POINT
 from hilander_dist.cluster.links import Linker, link_nothing
+from hilander_dist.cluster.memory import task_bytes
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.exchange import Starts
 from hilander_dist.knn.graph import GraphOptions, knn_graph
@@ -39,6 +40,8 @@ class LevelOptions:
     device: str = "cpu"
     quantizer: Storage | None = None
     """Of an earlier run, for level 0."""
+    row_bytes: int = 0
+    """Memory that a task takes for each row of its shard, see ``cluster.memory``."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def run_levels(
             search = GraphOptions(
                 options.k, 1.0 if reference else options.target_recall, options.seed, options.device, quantizer
             )
-            output = _run_level(tasks, nodes, search, shards, link_nothing if flat else link, name)
+            asking = tasks.asking(task_bytes(-(-nodes.n // shards), options.row_bytes))
+            output = _run_level(asking, nodes, search, shards, link_nothing if flat else link, name)
             run.mark(name, output.numbers)
         else:
             output = _load_level(tasks, numbers, name)

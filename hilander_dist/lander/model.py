@@ -51,6 +51,11 @@ class Lander(nn.Module):
         self.dst_mlp = Linear(widths[config.num_conv], G)
         self.classifier_conn = nn.Sequential(nn.PReLU(G), Linear(G, G), nn.PReLU(G), Linear(G, 2))
 
+    @property
+    def sends_inputs(self) -> bool:
+        """Whether a layer's message is its input itself (GCN), which then need not be computed."""
+        return self.config.encoder == "gcn"
+
     def inputs(self, x_ND: Tensor, c_ND: Tensor) -> Tensor:
         """The network's input h_NF: [x ; c], or x where the model takes no cluster features."""
         return torch.cat([x_ND, c_ND], 1) if self.config.uses_cluster_features else x_ND

@@ -24,7 +24,7 @@ class Progress:
     def __init__(self) -> None:
         self._bars = sys.stderr.isatty()
         self.seconds: dict[str, float] = {}
-        """Of each stage that has ended."""
+        """Of each stage that has ended; of one that came twice both together."""
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -32,7 +32,7 @@ class Progress:
         start = time.monotonic()
         with self._shown(name, total, start) as advance:
             yield advance
-        self.seconds[name] = round(time.monotonic() - start, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 3)
 
     @contextmanager
     def _shown(self, name: str, total: int, start: float) -> Iterator[Callable[[int], None]]:

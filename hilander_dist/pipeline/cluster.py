@@ -10,6 +10,7 @@ import ray
 
 from hilander_dist.cluster.levels import LevelOptions, Nodes, run_levels
 from hilander_dist.cluster.links import link_by_model
+from hilander_dist.cluster.memory import bytes_per_row, check_memory
 from hilander_dist.cluster.output import write_outputs
 from hilander_dist.config import Config
 from hilander_dist.errors import ClusterError, ModelError
@@ -44,7 +45,13 @@ SOFTWARE = ("hilander-dist", "ray", "torch", "numpy", "pyarrow", "numba")
 
 
 def run_cluster_job(
-    input_uri: str, model_uri: str, output_uri: str, config: Config, address: str | None = None, debug: bool = False
+    input_uri: str,
+    model_uri: str,
+    output_uri: str,
+    config: Config,
+    address: str | None = None,
+    debug: bool = False,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Cluster the input and write a run directory; see architecture.md for its files.
 
@@ -55,6 +62,7 @@ def run_cluster_job(
         config: all options.
         address: Ray cluster; see ``runtime.ray_session``.
         debug: show the workers' log.
+        restart: discard a run that the output directory holds.
 
     Returns:
         The manifest.
@@ -75,10 +83,11 @@ def run_cluster_job(
         )
     frozen = frozen_quantizer(config, source.dim)
     fingerprint = run_fingerprint("cluster", config, source, frozen) | {"model": model_hash(model)}
-    run = Run(output, fingerprint)
+    run = Run(output, fingerprint, restart)
     with ray_session(address, debug):
         check_device(config)
         shards = choose_shards(run, source, config)
+        check_memory(source.rows, source.dim, shards, model, config)
         tasks = Tasks(run.work, run.saved, Progress())
         data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
         link = link_by_model(model, ray.put(model), config.tau, config.compat)
@@ -92,6 +101,7 @@ def run_cluster_job(
             shards,
             config.knn_device,
             frozen,
+            bytes_per_row(source.dim, config.k, model),
         )
         nodes = Nodes(data.parts, data.rows, source.dim, source.rows)
         levels = run_levels(tasks, run, nodes, options, link)
@@ -103,6 +113,7 @@ def run_cluster_job(
         "counts": {"rows": source.rows, "clustered": data.rows, "bad": data.bad},
         "recall": levels[0].numbers["graph"],
         "levels": [level.numbers for level in levels],
+        "stages": tasks.progress.seconds,
         "clusters": levels[-1].clusters,
     }
     run.succeed(manifest)

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from hilander_dist.cluster.memory import bytes_per_row, check_memory, task_bytes
 from hilander_dist.config import Config
 from hilander_dist.ingest import ingest
 from hilander_dist.knn.export import write_graph
@@ -25,7 +26,12 @@ from hilander_dist.tasks import Tasks
 
 
 def run_graph_job(
-    input_uri: str, output_uri: str, config: Config, address: str | None = None, debug: bool = False
+    input_uri: str,
+    output_uri: str,
+    config: Config,
+    address: str | None = None,
+    debug: bool = False,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Build the k-NN graph of the input and write ``graph/*.parquet``.
 
@@ -36,6 +42,7 @@ def run_graph_job(
             matter here.
         address: Ray cluster; see ``runtime.ray_session``.
         debug: show the workers' log.
+        restart: discard a run that the output directory holds.
 
     Returns:
         The manifest.
@@ -46,11 +53,13 @@ def run_graph_job(
     source = open_source(input_uri, config.input)
     frozen = frozen_quantizer(config, source.dim)
     fingerprint = run_fingerprint("graph", config, source, frozen)
-    run = Run(output, fingerprint)
+    run = Run(output, fingerprint, restart)
     with ray_session(address, debug):
         check_device(config)
         shards = choose_shards(run, source, config)
-        tasks = Tasks(run.work, run.saved, Progress())
+        check_memory(source.rows, source.dim, shards, None, config)
+        row_bytes = bytes_per_row(source.dim, config.k, None)
+        tasks = Tasks(run.work, run.saved, Progress()).asking(task_bytes(-(-source.rows // shards), row_bytes))
         data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
         options = GraphOptions(config.k, config.target_recall, config.seed, config.knn_device, frozen)
         level, graph, stats = knn_graph(tasks, data.parts, data.rows, source.dim, shards, options, "level-0")

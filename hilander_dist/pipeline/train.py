@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from hilander_dist.cluster.levels import LevelOptions, Nodes, run_levels
+from hilander_dist.cluster.memory import bytes_per_row, check_memory
 from hilander_dist.cluster.truth import link_by_labels
 from hilander_dist.config import Config
 from hilander_dist.errors import InputError
@@ -22,7 +23,12 @@ from hilander_dist.tasks import Tasks
 
 
 def run_train_job(
-    input_uri: str, output_uri: str, config: Config, address: str | None = None, debug: bool = False
+    input_uri: str,
+    output_uri: str,
+    config: Config,
+    address: str | None = None,
+    debug: bool = False,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Meta-train LANDER on labelled embeddings.
 
@@ -32,6 +38,7 @@ def run_train_job(
         config: all options.
         address: Ray cluster; see ``runtime.ray_session``.
         debug: show the workers' log.
+        restart: discard a run that the output directory holds.
 
     Returns:
         The manifest.
@@ -45,11 +52,12 @@ def run_train_job(
     output.check_writable()
     source = open_source(input_uri, config.input, need_label=True)
     fingerprint = run_fingerprint("train", config, source)
-    run = Run(output, fingerprint)
+    run = Run(output, fingerprint, restart)
     with ray_session(address, debug):
         check_resources(config.train)
         check_device(config)
         shards = choose_shards(run, source, config)
+        check_memory(source.rows, source.dim, shards, None, config)
         tasks = Tasks(run.work, run.saved, Progress())
         data = ingest(tasks, run, source, need_label=True, vectors=config.vectors)
         classes = len(tasks.get(data.classes))
@@ -97,7 +105,17 @@ def _level_graphs(tasks: Tasks, run: Run, data: Ingested, config: Config, shards
     link = link_by_labels(config.train.merge_across_labels)
     uris = []
     for number, (k, count) in enumerate(zip(config.train.level_k, config.train.level_counts, strict=True)):
-        options = LevelOptions(k, count, False, "default", config.target_recall, config.seed, shards, config.knn_device)
+        options = LevelOptions(
+            k,
+            count,
+            False,
+            "default",
+            config.target_recall,
+            config.seed,
+            shards,
+            config.knn_device,
+            row_bytes=bytes_per_row(data.source.dim, k, None),
+        )
         nodes = Nodes(data.parts, data.rows, data.source.dim, data.source.rows)
         prefix = f"hierarchy-{number}/"
         levels = run_levels(tasks, run, nodes, options, link, prefix)

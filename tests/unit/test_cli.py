@@ -136,14 +136,14 @@ def test_flags_reach_the_job_above_files_and_overrides(
     (tmp_path / "options.yaml").write_text("k: 5\nseed: 3\nmax_levels: 4\n")
     result = cluster(
         *("--config", str(tmp_path / "options.yaml"), "--set", "k=6", "--set", "seed=4"),
-        *("--k", "7", "--num-shards", "9", "--target-recall", "0.5", "--address", "auto"),
+        *("--k", "7", "--num-shards", "9", "--target-recall", "0.5", "--address", "auto", "--restart"),
     )
     assert (result.exit_code, result.stderr) == (0, "")
-    input_uri, model_uri, output_uri, config, address, debug = seen
+    input_uri, model_uri, output_uri, config, address, debug, restart = seen
     assert (input_uri, model_uri, output_uri) == ("in.parquet", "model.pth", "out")
     assert (config.k, config.seed, config.max_levels) == (7, 4, 4)
     assert (config.num_shards, config.target_recall) == (9, 0.5)
-    assert (address, debug) == ("auto", False)
+    assert (address, debug, restart) == ("auto", False, True)
 
 
 def test_main_ends_the_process_with_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

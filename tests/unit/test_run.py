@@ -1,3 +1,4 @@
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,54 @@ def test_code_version_changes_with_the_content_and_the_name_of_a_source(
     assert code_version() == versions[-1]
     assert len(set(versions)) == len(versions)
     assert versions[0].startswith(f"{hilander_dist.__version__}+")
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_restart_discards_a_run_of_any_fingerprint(complete: bool, tmp_path: Path) -> None:
+    first = Run(Storage(str(tmp_path)), changed("config/k", 80))
+    first.work.put("level-0/nodes-00000.safetensors", b"x")
+    first.mark("level-0", {"nodes": 7})
+    first.output.put("assignments/part-00000.parquet", b"x")
+    if complete:
+        first.succeed({})
+    run = Run(Storage(str(tmp_path)), FINGERPRINT, restart=True)
+    assert run.saved == frozenset()
+    assert [info.path for info in run.output.list()] == ["_work/fingerprint.json"]
+    assert run.output.read_json("_work/fingerprint.json") == FINGERPRINT
+
+
+def test_restart_leaves_other_files_alone(tmp_path: Path) -> None:
+    Storage(str(tmp_path)).put("photo.jpg", b"x")
+    with pytest.raises(OutputError, match="is not empty"):
+        Run(Storage(str(tmp_path)), FINGERPRINT, restart=True)
+    assert Storage(str(tmp_path)).exists("photo.jpg")
+
+
+def test_an_interrupted_restart_leaves_no_marker_without_its_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Run(Storage(str(tmp_path)), FINGERPRINT)
+    for s in range(3):
+        first.work.put(f"level-0/nodes-{s:05d}.safetensors", b"x")
+    first.mark("ingest", {"rows": 3})
+    first.mark("level-0", {"nodes": 7})
+    first.succeed({})
+    blocks = {info.path for info in first.output.list() if "nodes" in info.path}
+    delete = Storage.delete
+    for _ in range(12):
+        left = 2
+
+        def limited(self: Storage, path: str = "") -> None:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            delete(self, path)
+
+        monkeypatch.setattr(Storage, "delete", limited)
+        with contextlib.suppress(KeyboardInterrupt):
+            Run(Storage(str(tmp_path)), FINGERPRINT, restart=True)
+        now = {info.path for info in Storage(str(tmp_path)).list()}
+        assert "_work/fingerprint.json" in now
+        assert blocks <= now or not any("markers" in path or path == "_SUCCESS" for path in now)
+    assert now == {"_work/fingerprint.json"}
