@@ -158,7 +158,12 @@ def _probe(block: Any) -> None:
 
 
 def _own_error(error: BaseException | None, seen: int = 0) -> HilanderError | None:
-    """The error of ours at the bottom of Ray's wrappings, if there is one."""
-    if error is None or seen > 20 or isinstance(error, HilanderError):
-        return error if isinstance(error, HilanderError) else None
+    """The error of ours at the bottom of Ray's wrappings, if there is one.
+
+    Ray's wrapping has the class of what it wraps besides its own, and a traceback for a text.
+    """
+    if error is None or seen > 20:
+        return None
+    if isinstance(error, HilanderError) and not isinstance(error, ray.exceptions.RayError):
+        return error
     return _own_error(getattr(error, "cause", None), seen + 1) or _own_error(error.__cause__, seen + 1)

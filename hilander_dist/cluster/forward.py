@@ -60,7 +60,6 @@ def score_level(
     Returns:
         Per shard a block of p0_NK and p1_NK float32 (0 at pads) and density_N float32.
     """
-    shards = range(level.shards)
     rows: list[Ref] = level.nodes
     for layer in range(model.num_conv):
         if not model.sends_inputs:
@@ -81,26 +80,24 @@ def score_level(
                 halos[s],
                 halo.local[s],
                 graph[s],
-                returns=2 if last else 1,
+                save=f"{prefix}/{'projections' if last else f'hidden-{layer}'}-{s:05d}.safetensors",
             )
-            for s in shards
+            for s in range(level.shards)
         ]
-    src, dst = [pair[0] for pair in rows], [pair[1] for pair in rows]
-    halos = halo.tables(tasks, src)
+    halos = halo.tables(tasks, rows, _take_src)
     scores = [
         tasks.call(
             _score_edges,
             model_ref,
-            src[s],
-            dst[s],
+            rows[s],
             halos[s],
             halo.local[s],
             graph[s],
             save=f"{prefix}/scores-{s:05d}.safetensors",
         )
-        for s in shards
+        for s in range(level.shards)
     ]
-    del src, dst, rows, halos
+    del rows, halos, messages
     tasks.wait(scores, f"{prefix} forward")
     return scores
 
@@ -171,10 +168,10 @@ def _convolve_and_project(
     halo: list[Block],
     local_NK: np.ndarray,
     graph: Block,
-) -> tuple[Block, Block]:
+) -> Block:
     """The last layer: its output is needed for the edge head's two halves only, and is never a whole array."""
     src_NG, dst_NG = _layer(model, layer, block, messages, halo, local_NK, graph, model.project)
-    return {"src": src_NG}, {"dst": dst_NG}
+    return {"src": src_NG, "dst": dst_NG}
 
 
 def _layer(
@@ -203,14 +200,18 @@ def _layer(
     )
 
 
-def _score_edges(model: Lander, src: Block, dst: Block, halo: list[Block], local_NK: np.ndarray, graph: Block) -> Block:
-    src_TG = _tensor(make_table(src, halo)["src"])
+def _take_src(projections: Block, rows: np.ndarray) -> Block:
+    return {"src": projections["src"][rows]}
+
+
+def _score_edges(model: Lander, projections: Block, halo: list[Block], local_NK: np.ndarray, graph: Block) -> Block:
+    src_TG = _tensor(make_table({"src": projections["src"]}, halo)["src"])
 
     def score(dst_BG: Tensor, nbr_BK: Tensor, sim_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p0_BK, p1_BK = model.probabilities(model.edge_logits(src_TG, dst_BG, nbr_BK))
         return p0_BK, p1_BK, model.density(p0_BK, p1_BK, sim_BK, nbr_BK)
 
-    p0_NK, p1_NK, density_N = _in_chunks(score, dst["dst"], local_NK, graph["sim_NK"])
+    p0_NK, p1_NK, density_N = _in_chunks(score, projections["dst"], local_NK, graph["sim_NK"])
     return {"p0_NK": p0_NK, "p1_NK": p1_NK, "density_N": density_N}
 
 

@@ -16,9 +16,9 @@ from hilander_dist.errors import ClusterError
 from hilander_dist.exchange import Starts
 from hilander_dist.knn.device import search_part_on_device
 from hilander_dist.knn.kernel import empty_candidates, finish, search_part
-from hilander_dist.knn.layout import Level, assign_cells, is_small, move_rows, read_whole
+from hilander_dist.knn.layout import Level, assign_cells, has_one_cell, is_small, move_rows, probes_paths, read_whole
 from hilander_dist.knn.quantizer import Quantizer, nearest_cells
-from hilander_dist.knn.recall import Probing, choose_probing, found_share, mean_interval, sample_truth
+from hilander_dist.knn.recall import Probing, choose_probing, found_share, mean_interval, sample_truth, truth_path
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Block, Lazy, Loader, Ref, Tasks
 
@@ -87,11 +87,13 @@ def knn_graph(
         level = read_whole(tasks, parts, n, dim, prefix)
         tasks.wait(level.nodes, f"{prefix} layout")
         return level, *search_level(tasks, level, None, options, prefix)
-    loaded = [tasks.call(part) for part in parts]
+    exact = options.target_recall == 1 or (options.quantizer is None and has_one_cell(n))
+    # What an earlier attempt has probed needs no rows.
+    finished = tasks.saved.issuperset(probes_paths(prefix, len(parts)) + ([] if exact else [truth_path(prefix)]))
+    loaded = [None] * len(parts) if finished else [tasks.call(part) for part in parts]
     assignment = assign_cells(tasks, loaded, n, dim, options.seed, prefix, options.quantizer, options.gpus)
     # Submitted behind the training of the quantizer, which leaves the other cores idle.
-    exact = assignment.flat or options.target_recall == 1
-    truth = None if exact else sample_truth(tasks, loaded, n, options.k, options.seed)
+    truth = None if exact else sample_truth(tasks, loaded, n, options.k, options.seed, prefix)
     del loaded
     tasks.wait([assignment.cell_start, *([] if exact else [truth])], f"{prefix} cells")
     # A task that waits for a block gives its CPU up, and Ray starts another worker: seconds. So blocks come first.

@@ -55,8 +55,6 @@ class Level:
     """Its cells may be fewer or more than were wanted."""
     cell_start: Ref
     """int64, length C + 1: position where each cell starts."""
-    flat: bool
-    """Whether there is one cell by design, and a search is exact."""
 
     @property
     def shards(self) -> int:
@@ -71,7 +69,6 @@ class Assignment:
     quantizer: Ref
     cell_start: Ref
     """See ``Level``, also the one above."""
-    flat: bool
     probes: list[Ref]
     """Per part a block of probe_NP and gap_NP."""
     offsets: list[Ref]
@@ -103,6 +100,8 @@ def assign_cells(
     nlist = choose_nlist(n)
     if frozen is not None:
         trained = tasks.call(load_quantizer, frozen, dim, save=quantizer_path(prefix))
+    elif quantizer_path(prefix) in tasks.saved:
+        trained = tasks.load(quantizer_path(prefix))
     elif nlist > 1:
         share = min(1.0, training_sample_size(nlist) / n)
         sample = [tasks.call(sample_rows, part, share, seed) for part in parts]
@@ -110,10 +109,13 @@ def assign_cells(
     else:
         trained = tasks.call(_one_cell, dim, save=quantizer_path(prefix))
     quantizer = tasks.call(quantizer_of_block, trained)
-    assigned = [tasks.call(_probe_and_count, part, quantizer, returns=2) for part in parts]
-    placed = tasks.call(place_cells, [counts for _, counts in assigned], returns=1 + len(parts))
-    flat = frozen is None and nlist == 1
-    return Assignment(quantizer, placed[0], flat, [probes for probes, _ in assigned], placed[1:])
+    probes = [
+        tasks.call(_probe, part, quantizer, save=path)
+        for part, path in zip(parts, probes_paths(prefix, len(parts)), strict=True)
+    ]
+    counts = [tasks.call(_count_cells, block, quantizer) for block in probes]
+    placed = tasks.call(place_cells, counts, returns=1 + len(parts))
+    return Assignment(quantizer, placed[0], probes, placed[1:])
 
 
 def move_rows(tasks: Tasks, parts: Sequence[Loader], assignment: Assignment, n: int, shards: int, prefix: str) -> Level:
@@ -148,19 +150,24 @@ def move_rows(tasks: Tasks, parts: Sequence[Loader], assignment: Assignment, n: 
             nodes.append(tasks.call(_fill_shard, inboxes[s - first], starts[s], starts[s + 1], save=path))
         del inboxes
         tasks.wait(nodes[first:], f"{prefix} layout")
-    return Level(n, starts, nodes, assignment.quantizer, assignment.cell_start, assignment.flat)
+    return Level(n, starts, nodes, assignment.quantizer, assignment.cell_start)
+
+
+def has_one_cell(n: int) -> bool:
+    """Whether a level has one cell, unless it gets the quantizer of an earlier run: its search is exact."""
+    return choose_nlist(n) == 1
 
 
 def is_small(n: int, shards: int) -> bool:
     """Whether a level has one cell and one shard: its canonical order is the source order."""
-    return choose_nlist(n) == 1 and len(even_starts(n, shards, CHUNK)) == 2
+    return has_one_cell(n) and len(even_starts(n, shards, CHUNK)) == 2
 
 
 def read_whole(tasks: Tasks, parts: Sequence[Loader], n: int, dim: int, prefix: str) -> Level:
     """Lay out a small level: in one task, as tasks that exchange rows cost more than what they do."""
     quantizer = tasks.call(quantizer_of_block, tasks.call(_one_cell, dim, save=quantizer_path(prefix)))
     nodes = tasks.call(_join_parts, list(parts), save=f"{prefix}/nodes-00000.safetensors")
-    return Level(n, (0, n), [nodes], quantizer, tasks.call(_whole, n), True)
+    return Level(n, (0, n), [nodes], quantizer, tasks.call(_whole, n))
 
 
 def load_quantizer(file: Storage, dim: int) -> Block:
@@ -183,6 +190,11 @@ def load_quantizer(file: Storage, dim: int) -> Block:
 def quantizer_path(prefix: str) -> str:
     """Where the quantizer of a level is saved."""
     return f"{prefix}/quantizer.safetensors"
+
+
+def probes_paths(prefix: str, parts: int) -> list[str]:
+    """Where the probed cells of a level's rows are saved, by part."""
+    return [f"{prefix}/probes-{part:05d}.safetensors" for part in range(parts)]
 
 
 def sample_rows(part: Block, share: float, salt: int) -> Block:
@@ -245,10 +257,13 @@ def _whole(n: int) -> np.ndarray:
     return np.array([0, n])
 
 
-def _probe_and_count(part: Block, quantizer: Quantizer) -> tuple[Block, np.ndarray]:
+def _probe(part: Block, quantizer: Quantizer) -> Block:
     probe_NP, gap_NP = nearest_cells(part["x_ND"], quantizer, min(PROBES_KEPT, quantizer.cells))
-    counts = np.bincount(probe_NP[:, 0], minlength=quantizer.cells).astype(np.int64)
-    return {"probe_NP": probe_NP, "gap_NP": gap_NP}, counts
+    return {"probe_NP": probe_NP, "gap_NP": gap_NP}
+
+
+def _count_cells(probes: Block, quantizer: Quantizer) -> np.ndarray:
+    return np.bincount(probes["probe_NP"][:, 0], minlength=quantizer.cells).astype(np.int64)
 
 
 def _send_to_shards(part: Loader, probes: Block, offset_C: np.ndarray, starts: Starts) -> Any:

@@ -52,7 +52,12 @@ class Probing:
     """Whether a crowd of near-duplicates offers only a few of its rows, see ``kernel.CROWD_LIMIT``."""
 
 
-def sample_truth(tasks: Tasks, parts: Sequence[Ref], n: int, k: int, seed: int) -> Ref:
+def truth_path(prefix: str) -> str:
+    """Where a level's truth is saved."""
+    return f"{prefix}/truth.safetensors"
+
+
+def sample_truth(tasks: Tasks, parts: Sequence[Ref], n: int, k: int, seed: int, prefix: str) -> Ref:
     """Similarities of the exact neighbours of sampled nodes.
 
     Args:
@@ -61,14 +66,17 @@ def sample_truth(tasks: Tasks, parts: Sequence[Ref], n: int, k: int, seed: int) 
         n: number of nodes.
         k: neighbours including the node itself.
         seed: of the sample.
+        prefix: where the level's blocks are saved.
 
     Returns:
         A block of id_N, x_ND and sim_NK float32, descending, 0 where there is no further neighbour; ascending in id.
     """
+    if truth_path(prefix) in tasks.saved:
+        return tasks.load(truth_path(prefix))
     picked = [tasks.call(sample_rows, part, RECALL_SAMPLE / n, seed ^ SAMPLE_SALT) for part in parts]
     sample = tasks.call(_sorted_sample, picked)
     found = [tasks.call(_search_exactly, sample, part, k - 1) for part in parts]
-    return tasks.call(merge_truth, sample, found)
+    return tasks.call(merge_truth, sample, found, save=truth_path(prefix))
 
 
 def choose_probing(tasks: Tasks, level: Level, truth: Ref, nlist: int, target_recall: float) -> Probing:

@@ -46,7 +46,6 @@ def collapsed(nodes: Block, pointer_N: np.ndarray, starts: tuple[int, ...]) -> t
         put_all([{name: rows[a:b] for name, rows in nodes.items()} for a, b in shards]),
         put(np.zeros((1, DIM), np.float32)),
         put(np.array([0, N])),
-        True,
     )
     pointers = put_all([{"pointer_N": pointer_N[a:b]} for a, b in shards])
     result = collapse(tasks, level, pointers, ID_STOP, "level-0")

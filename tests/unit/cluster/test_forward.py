@@ -50,7 +50,7 @@ def test_halo_tables_bring_the_rows_in_the_order_of_the_needs() -> None:
     starts = (0, 10, 20, 30)
     shards = list(itertools.pairwise(starts))
     tasks = LocalTasks()
-    level = Level(30, starts, put_all([{} for _ in shards]), put(None), put(None), True)
+    level = Level(30, starts, put_all([{} for _ in shards]), put(None), put(None))
     halo = plan_halo(tasks, level, put_all([{"nbr_NK": nbr_NK[a:b]} for a, b in shards]))
     value_N = np.arange(30) * 2
     tables = halo.tables(tasks, put_all([{"v": value_N[a:b]} for a, b in shards]))

@@ -64,7 +64,7 @@ def test_similarities_are_compared_to_their_last_bit_and_down_to_zero() -> None:
     sim_NK = np.array([[np.nextafter(low, np.float32(1)), low], [0.9, 0], [0.9, 0], [1e-9, 0]], dtype=np.float32)
     nbr_NK = np.array([[2, 1], [2, -1], [1, -1], [1, -1]])
     nodes = {"id_N": np.arange(4), "x_ND": np.eye(4, dtype=np.float32), "class_N": np.zeros(4, dtype=np.int64)}
-    level = Level(4, (0, 4), put_all([nodes]), put(None), put(None), True)
+    level = Level(4, (0, 4), put_all([nodes]), put(None), put(None))
     tasks = LocalTasks()
     links = link_by_labels(False)(tasks, level, put_all([{"nbr_NK": nbr_NK, "sim_NK": sim_NK}]), "h")
     assert joined(tasks, links)["parent_N"].tolist() == [2, 1, 1, 1]

@@ -135,7 +135,8 @@ def test_the_layout_does_not_depend_on_parts_and_shards(
     assert all(start % CHUNK == 0 for start in many.starts[:-1])
     assert [len(nodes["id_N"]) for nodes in level_nodes(many)] == np.diff(many.starts).tolist()
     nodes = [f"level-0/nodes-{s:05d}.safetensors" for s in range(many.shards)]
-    assert sorted(tasks.blocks) == [*nodes, "level-0/quantizer.safetensors"]
+    probes = [f"level-0/probes-{part:05d}.safetensors" for part in range(len(parts))]
+    assert sorted(tasks.blocks) == [*nodes, *probes, "level-0/quantizer.safetensors"]
 
 
 @pytest.mark.parametrize("shards", [2, 3, 5])

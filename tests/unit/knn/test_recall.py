@@ -99,7 +99,7 @@ def test_the_truth_is_that_of_brute_force_however_the_level_is_cut(cuts: list[in
     edges = [0, *cuts, 900]
     parts = [{"id_N": id_N[a:b], "x_ND": x_ND[a:b]} for a, b in itertools.pairwise(edges)]
     tasks = LocalTasks()
-    truth = tasks.get(sample_truth(tasks, put_all(parts), 900, 6, seed=3))
+    truth = tasks.get(sample_truth(tasks, put_all(parts), 900, 6, 3, "level-0"))
     assert 400 < len(truth["id_N"]) < 600
     assert (np.diff(truth["id_N"]) > 0).all()
     sim_NK = oracle.knn(x_ND, id_N, 6)[1]
@@ -135,7 +135,7 @@ def test_what_is_counted_beforehand_is_what_a_search_finds(shards: int, monkeypa
     block = {"id_N": np.arange(n), "x_ND": x_ND}
     tasks = LocalTasks()
     assignment = assign_cells(tasks, put_all([block]), n, 8, 0, "l")
-    truth = sample_truth(tasks, put_all([block]), n, K + 1, 0)
+    truth = sample_truth(tasks, put_all([block]), n, K + 1, 0, "level-0")
     level = move_rows(tasks, held([block]), assignment, n, shards, "l")
     quantizer = tasks.get(level.quantizer)
     probing = choose_probing(tasks, level, truth, quantizer.cells, 0.9)

@@ -1,0 +1,94 @@
+"""A disk that fills up and an S3 server that goes away in the middle of a run: one clear line, or patience; then the same bytes."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hilander_dist.storage import Storage
+from tests import points
+from tests.integration.conftest import hilander, make_weights, result_bytes, write_points
+from tests.integration.s3_server import s3_server
+
+ROWS, DIM, SHARDS = 12_000, 64, 4
+OUTAGE_S = 30
+
+
+@pytest.fixture(scope="module")
+def job(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A folder with an input and a model, and what the run writes when nothing disturbs it."""
+    folder = tmp_path_factory.mktemp("job")
+    write_points(folder / "in" / "0.parquet", points.clustered(0, ROWS, DIM, 400)[0])
+    make_weights(folder / "model.pth", 0, DIM)
+    done = hilander(*command(folder, folder / "undisturbed"))
+    assert done.code == 0, done.err
+    return folder, result_bytes(folder / "undisturbed")
+
+
+def command(folder: Path, output: object) -> list[object]:
+    files = ["--input", folder / "in", "--model", folder / "model.pth", "--output", output]
+    return ["cluster", *files, "--num-shards", SHARDS, "--set", "model.hidden=16"]
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A tmpfs of that size."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], check=False)
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here: not root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_run_goes_on_when_there_is_space(
+    job: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    folder, expected = job
+    vectors = ROWS * DIM * 4 // 2**20  # 2 MiB: ingest fits, then the layout does not
+    with small_disk(tmp_path / "disk", 2 * vectors + 1) as disk:
+        done = hilander(*command(folder, disk / "run"))
+        assert done.code == 2, done.err
+        assert done.error.startswith(f"error: {disk}/run/_work/level-0/")
+        assert done.error.endswith("the disk is full; free some space, or choose another path")
+        assert (disk / "run" / "_work" / "markers" / "ingest.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        done = hilander(*command(folder, disk / "run"))
+        assert done.code == 0, done.err
+        assert result_bytes(disk / "run") == expected
+
+
+def test_a_run_waits_for_an_s3_server_that_is_away_for_half_a_minute(
+    job: tuple[Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, expected = job
+    with s3_server(tmp_path / "s3") as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        output = Storage(f"s3://{server.bucket}/run")
+        words = [str(word) for word in command(folder, output.uri)]
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("hilander"), *words],
+            env={**os.environ, "RAY_ADDRESS": "local"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not output.exists("_work/markers/ingest.json"):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        server.stop()
+        assert process.poll() is None
+        time.sleep(OUTAGE_S)
+        assert process.poll() is None
+        server.start()
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        names = [info.path for info in output.list() if info.path.startswith(("assignments/", "clusters/"))]
+        assert {name: output.read_bytes(name) for name in names} == expected
