@@ -50,7 +50,8 @@ def sgemm_peak() -> float:
 class Peak:
     """Peak of private memory over this process's children and their shared object store.
 
-    ``bytes`` is above what there was at the start, ``total_bytes`` with that and with this process itself.
+    ``bytes`` is above what there was at the start, ``total_bytes`` with that and with this process itself, ``parts`` what
+    that consists of.
     """
 
     def __enter__(self) -> "Peak":
@@ -58,6 +59,7 @@ class Peak:
         self._base = self._now()
         self.bytes = 0
         self.total_bytes = 0
+        self.parts: dict[str, int] = {}
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
@@ -70,8 +72,12 @@ class Peak:
         while not self._stop.wait(0.2):
             now = self._now()
             self.bytes = max(self.bytes, now - self._base)
-            mine = psutil.Process().memory_info()
-            self.total_bytes = max(self.total_bytes, now + mine.rss - mine.shared)
+            memory = psutil.Process().memory_info()
+            mine = memory.rss - memory.shared
+            if now + mine > self.total_bytes:
+                self.total_bytes = now + mine
+                store = psutil.disk_usage("/dev/shm").used
+                self.parts = {"object_store": store, "driver": mine, "other_processes": max(0, now - store)}
 
     @staticmethod
     def _now() -> int:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from safetensors.numpy import load_file
 
 from benchmarks.common import Peak, long_tailed, sgemm_peak
 from hilander_dist.config import Config, ModelConfig, TrainConfig
@@ -69,6 +70,29 @@ def by_stage(manifest: dict[str, Any]) -> dict[str, float]:
     return {name: round(seconds, 3) for name, seconds in result.items()}
 
 
+def halo_share(level: Path) -> dict[str, float]:
+    """Rows that travel to other shards per node of level 0, and how many would if its nodes were dealt out at random.
+
+    What travels of a row (its vector, its projection, its density) is the same for both, so the bytes have this ratio.
+    """
+    shards = [load_file(file) for file in sorted(level.glob("graph-*.safetensors"))]
+    start_S1 = np.cumsum([0, *(len(shard["nbr_NK"]) for shard in shards)])
+    n = int(start_S1[-1])
+    shuffled_N = np.random.default_rng(0).permutation(n)
+    ours = dealt = 0
+    dealt_NK = np.concatenate([shard["nbr_NK"] for shard in shards])[np.argsort(shuffled_N)]
+    for s, shard in enumerate(shards):
+        start, stop = int(start_S1[s]), int(start_S1[s + 1])
+        ours += _away(shard["nbr_NK"], start, stop)
+        nbr = dealt_NK[start:stop]
+        dealt += _away(np.where(nbr < 0, -1, shuffled_N[nbr]), start, stop)
+    return {"rows_per_node": ours / n, "random": dealt / n, "ratio": ours / dealt if dealt else 0.0}
+
+
+def _away(nbr_NK: np.ndarray, start: int, stop: int) -> int:
+    return len(np.unique(nbr_NK[((nbr_NK < start) & (nbr_NK >= 0)) | (nbr_NK >= stop)]))
+
+
 def measure(folder: Path, points: int, dim: int, shards: int | None) -> dict[str, Any]:
     """All figures of one run."""
     config = Config(num_shards=shards, model=MODEL)
@@ -94,7 +118,9 @@ def measure(folder: Path, points: int, dim: int, shards: int | None) -> dict[str
         "sgemm_share": (search_flop + forward_flop) / manifest["seconds"] / speed,
         "forward_sgemm_share": forward_flop / stages["forward"] / speed,
         "decode_collapse_share": stages["decode, roots, collapse"] / manifest["seconds"],
+        "halo": halo_share(folder / "out" / "_work" / "level-0"),
         "peak_bytes": peak.total_bytes,
+        "peak_parts": peak.parts,
         "peak_over_limit": peak.total_bytes / (3 * vectors + 2e9),
     }
 
