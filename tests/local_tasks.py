@@ -28,10 +28,9 @@ class LocalTasks(Tasks):
 
     def __init__(self, store: Storage | None = None, saved: frozenset[str] = frozenset()) -> None:
         pin_threads()
-        super().__init__(store or Storage("/nowhere"), saved, Progress())
         self.blocks: dict[str, Block] = {}
+        super().__init__(store or _Memory(self.blocks), saved, Progress())
         self.calls: list[str] = []
-        self._writes = store is not None
 
     def call(
         self, function: Callable[..., Any], *args: Any, returns: int = 1, save: str | None = None, gpus: int = 0
@@ -42,8 +41,7 @@ class LocalTasks(Tasks):
         result = _frozen(function(*(_resolved(arg) for arg in args)))
         if save is not None:
             self.blocks[save] = result
-            if self._writes:
-                self.store.write_block(save, result)
+            self.store.write_block(save, result)
         if returns == 1:
             return Value(result)
         assert len(result) == returns, f"{function.__name__} returned {len(result)} values, not {returns}"
@@ -65,6 +63,20 @@ class LocalTasks(Tasks):
 def held(blocks: Sequence[Block]) -> list[Loader]:
     """Loaders of blocks in memory."""
     return [functools.partial(dict, block) for block in blocks]
+
+
+class _Memory(Storage):
+    """Blocks in memory."""
+
+    def __init__(self, blocks: dict[str, Block]) -> None:
+        super().__init__("/nowhere")
+        self._blocks = blocks
+
+    def write_block(self, path: str, block: Block) -> None:
+        self._blocks[path] = _frozen(block)
+
+    def read_block(self, path: str = "") -> Block:
+        return dict(self._blocks[path])
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from hilander_dist.cluster.features import cluster_means
 from hilander_dist.exchange import Starts, serve_rows, split_keys, take_rows, unpack
 from hilander_dist.knn.layout import CHUNK, Level
 from hilander_dist.lander.model import Lander
-from hilander_dist.tasks import Block, Ref, Tasks
+from hilander_dist.storage import Storage
+from hilander_dist.tasks import Block, Loader, Ref, Tasks
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def score_level(
         Per shard a block of p0_NK and p1_NK float32 (0 at pads) and density_N float32.
     """
     rows: list[Ref] = level.nodes
+    inputs: list[tuple[Any, ...]] = []
     for layer in range(model.num_conv):
         if not model.sends_inputs:
             messages = [tasks.call(_messages, model_ref, layer, block) for block in rows]
@@ -69,35 +71,35 @@ def score_level(
             messages = [None] * level.shards
             with_means = model.config.uses_cluster_features
             halos = halo.tables(tasks, rows, functools.partial(take_features, with_means) if layer == 0 else take_rows)
-        last = layer == model.num_conv - 1
-        rows = [
-            tasks.call(
-                _convolve_and_project if last else _convolve,
-                model_ref,
-                layer,
-                rows[s],
-                messages[s],
-                halos[s],
-                halo.local[s],
-                graph[s],
-                save=f"{prefix}/{'projections' if last else f'hidden-{layer}'}-{s:05d}.safetensors",
-            )
-            for s in range(level.shards)
-        ]
-    halos = halo.tables(tasks, rows, _take_src)
+        inputs = [(rows[s], messages[s], halos[s], halo.local[s], graph[s]) for s in range(level.shards)]
+        if layer < model.num_conv - 1:
+            paths = [f"{prefix}/hidden-{layer}-{s:05d}.safetensors" for s in range(level.shards)]
+            rows = [
+                tasks.call(_convolve, model_ref, layer, *given, save=path)
+                for given, path in zip(inputs, paths, strict=True)
+            ]
+    src_paths, dst_paths = (
+        [f"{prefix}/{kind}-{s:05d}.safetensors" for s in range(level.shards)] for kind in ("src", "dst")
+    )
+    src = [
+        tasks.call(_convolve_and_project, model_ref, model.num_conv - 1, *given, tasks.store, dst_path, save=path)
+        for given, path, dst_path in zip(inputs, src_paths, dst_paths, strict=True)
+    ]
+    halos = halo.tables(tasks, src)
     scores = [
         tasks.call(
             _score_edges,
             model_ref,
-            rows[s],
+            src[s],
             halos[s],
+            tasks.loader(dst_paths[s]),
             halo.local[s],
             graph[s],
             save=f"{prefix}/scores-{s:05d}.safetensors",
         )
         for s in range(level.shards)
     ]
-    del rows, halos, messages
+    del rows, halos, messages, inputs, src
     tasks.wait(scores, f"{prefix} forward")
     return scores
 
@@ -133,18 +135,25 @@ def take_features(with_means: bool, nodes: Block, rows: np.ndarray) -> Block:
     return features
 
 
-def _hidden(model: Lander, block: Block) -> np.ndarray:
-    """A layer's input h of the rows of a block: of nodes or features for layer 0, else what the layer before left."""
+def _rows(model: Lander, block: Block) -> np.ndarray:
+    """What a layer's table holds of a block's rows: h; in layer 0 [x ; c], or x alone where c is x or is not used."""
     if "h" in block:
         return block["h"]
     if "x_ND" in block:
         block = take_features(model.config.uses_cluster_features, block, np.arange(len(block["x_ND"])))
-    x_ND = _tensor(block["x"])
-    return model.inputs(x_ND, _tensor(block["c"]) if "c" in block else x_ND).numpy()
+    if "c" not in block:
+        return block["x"]
+    return model.inputs(_tensor(block["x"]), _tensor(block["c"])).numpy()
+
+
+def _widened(model: Lander, layer: int, rows_BI: Tensor) -> Tensor:
+    """A layer's input h from the rows of its table: [x ; x] from x at level 0."""
+    narrow = layer == 0 and model.config.uses_cluster_features and rows_BI.shape[1] == model.dim
+    return model.inputs(rows_BI, rows_BI) if narrow else rows_BI
 
 
 def _messages(model: Lander, layer: int, block: Block) -> Block:
-    return {"m": _in_chunks(lambda h: model.message(layer, h), _hidden(model, block))[0]}
+    return {"m": _in_chunks(lambda rows: model.message(layer, _widened(model, layer, rows)), _rows(model, block))[0]}
 
 
 def _convolve(
@@ -168,10 +177,16 @@ def _convolve_and_project(
     halo: list[Block],
     local_NK: np.ndarray,
     graph: Block,
+    store: Storage,
+    dst_path: str,
 ) -> Block:
-    """The last layer: its output is needed for the edge head's two halves only, and is never a whole array."""
+    """The last layer: its output is needed for the edge head's two halves only, and is never a whole array.
+
+    The half that only the shard itself needs goes to the storage, not to the object store, of which it would be a third.
+    """
     src_NG, dst_NG = _layer(model, layer, block, messages, halo, local_NK, graph, model.project)
-    return {"src": src_NG, "dst": dst_NG}
+    store.write_block(dst_path, {"dst": dst_NG})
+    return {"src": src_NG}
 
 
 def _layer(
@@ -184,34 +199,35 @@ def _layer(
     graph: Block,
     then: Callable[[Tensor], tuple[Tensor, ...]],
 ) -> list[np.ndarray]:
-    h_NI = _hidden(model, block)
     if messages is None:
-        table_TI = np.concatenate([h_NI, *(_hidden(model, rows) for rows in halo)]) if halo else h_NI
-        h_NI = own_NM = table_TI[: len(h_NI)]
+        table_TI = _stacked([_rows(model, rows) for rows in (block, *halo)])
+        own_NI = own_NM = table_TI[: len(local_NK)]
     else:
-        table_TI, own_NM = make_table(messages, halo)["m"], messages["m"]
+        table_TI = make_table(messages, halo)["m"]
+        own_NI, own_NM = _rows(model, block), messages["m"]
     m_TM = _tensor(table_TI)
-    return _in_chunks(
-        lambda h_BI, m_BM, nbr_BK, sim_BK: then(model.convolve(layer, h_BI, m_BM, m_TM, nbr_BK, sim_BK)),
-        h_NI,
-        own_NM,
-        local_NK,
-        graph["sim_NK"],
-    )
+
+    def output(rows_BI: Tensor, m_BM: Tensor, nbr_BK: Tensor, sim_BK: Tensor) -> tuple[Tensor, ...]:
+        return then(model.convolve(layer, _widened(model, layer, rows_BI), m_BM, m_TM, nbr_BK, sim_BK))
+
+    return _in_chunks(output, own_NI, own_NM, local_NK, graph["sim_NK"])
 
 
-def _take_src(projections: Block, rows: np.ndarray) -> Block:
-    return {"src": projections["src"][rows]}
+def _stacked(parts: list[np.ndarray]) -> np.ndarray:
+    """The parts one after another, without a copy where only the first has rows."""
+    return parts[0] if all(len(part) == 0 for part in parts[1:]) else np.concatenate(parts)
 
 
-def _score_edges(model: Lander, projections: Block, halo: list[Block], local_NK: np.ndarray, graph: Block) -> Block:
-    src_TG = _tensor(make_table({"src": projections["src"]}, halo)["src"])
+def _score_edges(
+    model: Lander, src: Block, halo: list[Block], dst: Loader, local_NK: np.ndarray, graph: Block
+) -> Block:
+    src_TG = _tensor(_stacked([block["src"] for block in (src, *halo)]))
 
     def score(dst_BG: Tensor, nbr_BK: Tensor, sim_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p0_BK, p1_BK = model.probabilities(model.edge_logits(src_TG, dst_BG, nbr_BK))
         return p0_BK, p1_BK, model.density(p0_BK, p1_BK, sim_BK, nbr_BK)
 
-    p0_NK, p1_NK, density_N = _in_chunks(score, projections["dst"], local_NK, graph["sim_NK"])
+    p0_NK, p1_NK, density_N = _in_chunks(score, dst()["dst"], local_NK, graph["sim_NK"])
     return {"p0_NK": p0_NK, "p1_NK": p1_NK, "density_N": density_N}
 
 

@@ -40,7 +40,7 @@ def bytes_per_row(dim: int, k: int, model: Lander | None) -> int:
 def stored_bytes(rows: int, dim: int, k: int, model: Lander | None, config: Config) -> int:
     """What the object store of the whole cluster holds at most at once, spilled or not."""
     vectors = (4 if config.vectors == "float32" else 2) * dim
-    projections = 4 * model.config.hidden if model is not None else 0
+    projections = 2 * model.config.hidden if model is not None else 0
     return rows * (vectors + max(vectors // 2, projections) + 72 + 24 * (k - 1))
 
 

@@ -7,30 +7,35 @@ number of shard borders that a path crosses.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from hilander_dist.exchange import Starts, fetch_rows, look_up
+from hilander_dist.exchange import Starts, as_list, look_up, serve_rows, split_keys
 from hilander_dist.tasks import Block, Ref, Tasks
 
 
-def find_roots(tasks: Tasks, parents: Sequence[Ref], starts: Starts) -> list[Ref]:
+def find_roots(tasks: Tasks, links: Sequence[Ref], starts: Starts) -> list[Ref]:
     """Resolve parents to roots.
 
     Args:
         tasks: where to run.
-        parents: per shard parent_N int64 positions; a root is its own parent.
+        links: per shard a block with parent_N int64 positions; a root is its own parent.
         starts: how the positions are cut into shards.
 
     Returns:
         Per shard a block of pointer_N int64, the position of each node's root, and open_N, all False.
     """
-    state = [tasks.call(jump_inside, parent, starts[s]) for s, parent in enumerate(parents)]
-    while len(parents) > 1 and sum(tasks.get([tasks.call(_count_open, block) for block in state])):
-        keys = [tasks.call(open_pointers, block) for block in state]
-        needs, answers = fetch_rows(tasks, keys, state, starts, _serve_pointers)
-        state = [tasks.call(advance, state[s], starts[s], needs[s], answers[s]) for s in range(len(state))]
-    return state
+    S = len(links)
+    # Each task returns its state, how many pointers are open, and what it asks of each shard.
+    rounds = [tasks.call(_begin, block, starts[s], starts, returns=2 + S) for s, block in enumerate(links)]
+    while S > 1 and sum(tasks.get([count for _, count, *_ in rounds])):
+        state, needs = [round_[0] for round_ in rounds], [round_[2:] for round_ in rounds]
+        answers = serve_rows(tasks, needs, state, starts, _serve_pointers)
+        rounds = [
+            tasks.call(_go_on, state[s], starts[s], starts, needs[s], answers[s], returns=2 + S) for s in range(S)
+        ]
+    return [round_[0] for round_ in rounds]
 
 
 def jump_inside(pointer_N: np.ndarray, start: int) -> Block:
@@ -64,8 +69,17 @@ def advance(block: Block, start: int, needs: list[np.ndarray], answers: list[np.
     return {"pointer_N": moved["pointer_N"], "open_N": moved["open_N"] & ~settled_N}
 
 
-def _count_open(block: Block) -> int:
-    return int(block["open_N"].sum())
+def _begin(links: Block, start: int, starts: Starts) -> Any:
+    return _asking(jump_inside(links["parent_N"], start), starts)
+
+
+def _go_on(block: Block, start: int, starts: Starts, needs: list[np.ndarray], answers: list[np.ndarray]) -> Any:
+    return _asking(advance(block, start, needs, answers), starts)
+
+
+def _asking(block: Block, starts: Starts) -> Any:
+    asked = as_list(split_keys(open_pointers(block), starts), len(starts) - 1)
+    return block, int(block["open_N"].sum()), *asked
 
 
 def _serve_pointers(block: Block, rows: np.ndarray) -> np.ndarray:

@@ -42,12 +42,14 @@ class GcnConvolution(nn.Module):
         self.gcn_layer = nn.ModuleDict({"mlp": Linear(2 * in_width, out_width)})
 
     def message(self, h_NI: Tensor) -> Tensor:
-        """What the neighbours need of a node: its own features (M = I)."""
+        """What the neighbours need of a node: its own features (M = I). Where those are [x ; x], x will do."""
         return h_NI
 
     def forward(self, h_BI: Tensor, m_own_BM: Tensor, m_TM: Tensor, nbr_BK: Tensor, sim_BK: Tensor) -> Tensor:  # noqa: ARG002 - the seam is GAT's too
         """The B nodes' output (B, H)."""
         mean_BI = load_backend(self.backend).weighted_sum(m_TM, nbr_BK, affine_weights(sim_BK))
+        if mean_BI.shape[1] < h_BI.shape[1]:
+            mean_BI = torch.cat([mean_BI, mean_BI], 1)
         return functional.relu(cast("Tensor", self.gcn_layer["mlp"](torch.cat([h_BI, mean_BI], 1))))
 
 

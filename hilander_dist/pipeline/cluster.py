@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from hilander_dist.cluster.levels import LevelOptions, Nodes, run_levels
+from hilander_dist.cluster.levels import ROWS_WORTH_A_SHARD, LevelOptions, Nodes, run_levels
 from hilander_dist.cluster.links import link_by_model
 from hilander_dist.cluster.memory import bytes_per_row, check_memory
 from hilander_dist.cluster.output import write_outputs
@@ -25,9 +25,6 @@ from hilander_dist.runtime import cluster_cpus, ray_session
 from hilander_dist.source import Source, open_source
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Tasks
-
-ROWS_PER_SHARD = 16_384
-"""No shard is smaller than this unless asked for: below it, starting tasks costs more than they do."""
 
 BYTES_PER_SHARD = 64 * 2**20
 """A shard's vectors, float32, are no larger unless asked for or there are more than MANY_SHARDS. A task holds about
@@ -152,7 +149,7 @@ def default_shards(n: int, dim: int, cpus: int) -> int:
     size = n * dim * 4
     # Two tasks a CPU even out shards that take longer.
     wanted = max(2 * cpus, min(MANY_SHARDS, -(-size // BYTES_PER_SHARD)), -(-size // MOST_BYTES_PER_SHARD))
-    return min(-(-n // ROWS_PER_SHARD), wanted)
+    return min(-(-n // ROWS_WORTH_A_SHARD), wanted)
 
 
 def frozen_quantizer(config: Config, dim: int) -> Storage | None:

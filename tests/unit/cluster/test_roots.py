@@ -37,9 +37,9 @@ def cut(array: np.ndarray, starts: tuple[int, ...]) -> list[np.ndarray]:
 def found_roots(parent_N: np.ndarray, starts: tuple[int, ...]) -> tuple[np.ndarray, int]:
     """Roots, and the number of rounds."""
     tasks = LocalTasks()
-    blocks = tasks.get(find_roots(tasks, put_all(cut(parent_N, starts)), starts))
+    blocks = tasks.get(find_roots(tasks, put_all([{"parent_N": part} for part in cut(parent_N, starts)]), starts))
     assert not any(block["open_N"].any() for block in blocks if len(blocks) > 1)
-    return np.concatenate([block["pointer_N"] for block in blocks]), tasks.calls.count("advance") // len(blocks)
+    return np.concatenate([block["pointer_N"] for block in blocks]), tasks.calls.count("_go_on") // len(blocks)
 
 
 @settings(max_examples=80)
