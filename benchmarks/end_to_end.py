@@ -3,7 +3,7 @@
     python -m benchmarks.end_to_end [--points N --dim D --shards S --json]
 
 Embeddings of the generator in Parquet, on a local Ray that is up (its start is not counted); reading and writing are. The
-model is a GCN of hidden size 512, trained for two epochs on other classes of the same generator, so that levels look like
+model is a GCN of hidden size 512, trained for four epochs on other classes of the same generator, so that levels look like
 real ones. FLOPs are those that the algorithm needs: products of the search with the rows that it compares, and the
 network once for each node and edge; whatever else is computed counts as time only. Memory is private memory of all
 processes and the shared object store, what Python, torch and Ray need for themselves included.
@@ -32,7 +32,9 @@ from hilander_dist.pipeline.train import run_train_job
 ROWS_PER_FILE = 65_536
 TRAIN_ROWS = 20_000
 MODEL = ModelConfig(hidden=512)
-GRAPH_STAGES = ("cells", "layout", "knn graph")
+TAU = 0.1
+"""At which this model gives about as many clusters as there are classes, by levels that shrink as those of real data do."""
+GRAPH_STAGES = ("cells", "layout", "probing", "knn graph")
 
 
 def write_parquet(folder: Path, n: int, dim: int, seed: int) -> None:
@@ -95,7 +97,7 @@ def _away(nbr_NK: np.ndarray, start: int, stop: int) -> int:
 
 def measure(folder: Path, points: int, dim: int, shards: int | None) -> dict[str, Any]:
     """All figures of one run."""
-    config = Config(num_shards=shards, model=MODEL)
+    config = Config(num_shards=shards, model=MODEL, tau=TAU)
     write_parquet(folder / "in", points, dim, 0)
     with Peak() as peak:
         manifest = run_cluster_job(str(folder / "in"), str(folder / "model"), str(folder / "out"), config)
@@ -137,7 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_parquet(folder / "train", TRAIN_ROWS, args.dim, 1)
-        train = TrainConfig(level_k=(10,), level_counts=(3,), epochs=2)
+        train = TrainConfig(level_k=(10,), level_counts=(3,), epochs=4, batch_size=256)
         run_train_job(str(folder / "train"), str(folder / "model"), Config(model=MODEL, train=train))
         result = measure(folder, args.points, args.dim, args.shards)
     print(json.dumps(result) if args.json else "\n".join(f"{key:24} {value}" for key, value in result.items()))

@@ -110,7 +110,9 @@ def search_level(
     nlist = tasks.get(tasks.call(_count_cells, level.quantizer))
     probing = Probing(nlist, math.inf, float(level.n), False)
     if truth is not None:
-        probing = choose_probing(tasks, level, truth, nlist, options.target_recall)
+        with tasks.progress.stage(f"{prefix} probing", 1) as advance:
+            probing = choose_probing(tasks, level, truth, nlist, options.target_recall)
+            advance(1)
     everything = Lazy(tuple(level.nodes))
     graph = [
         tasks.call(
