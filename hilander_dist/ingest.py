@@ -80,7 +80,9 @@ def ingest(tasks: Tasks, run: Run, source: Source, need_label: bool, vectors: st
         run.mark("ingest", counts)
     _refuse_many_bad(source, counts)
     classes = None
-    if source.has_label:
+    if source.has_label and CLASSES in run.saved:
+        classes = tasks.call(_load_labels, run.work)
+    elif source.has_label:
         found = [tasks.call(_unit_labels, run.work, unit.index) for unit in source.units]
         classes = tasks.call(_merge_labels, run.work, found)
         tasks.wait([classes], "classes")
@@ -95,7 +97,7 @@ def load_part(work: Storage, unit: int, has_duplicates: bool, labelled: bool) ->
     """Read back a unit's good rows, without duplicates, labels as indices into the classes."""
     block = work.read_block(_rows_path(unit))
     if labelled:
-        classes = work.read_table(CLASSES)["class"].combine_chunks()
+        classes = _load_labels(work)
         label = load_ids(work, unit, ["label"])["label"]
         block["class_N"] = pc.fill_null(pc.index_in(label, classes), -1).to_numpy().astype(np.int64)
     if has_duplicates and work.exists(_duplicates_path(unit)):
@@ -309,3 +311,7 @@ def _merge_labels(work: Storage, found: list[pa.Array]) -> pa.Array:
     classes = every.take(pc.array_sort_indices(every))
     work.write_table(CLASSES, pa.table({"class": classes}))
     return classes
+
+
+def _load_labels(work: Storage) -> pa.Array:
+    return work.read_table(CLASSES)["class"].combine_chunks()

@@ -15,9 +15,10 @@ import numpy as np
 from hilander_dist.errors import ClusterError
 from hilander_dist.exchange import Starts
 from hilander_dist.knn.device import search_part_on_device
-from hilander_dist.knn.kernel import empty_candidates, finish, search_part
+from hilander_dist.knn.kernel import search_part
 from hilander_dist.knn.layout import Level, assign_cells, has_one_cell, is_small, move_rows, probes_paths, read_whole
 from hilander_dist.knn.quantizer import Quantizer, nearest_cells
+from hilander_dist.knn.ranking import empty_candidates, finish
 from hilander_dist.knn.recall import Probing, choose_probing, found_share, mean_interval, sample_truth, truth_path
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Block, Lazy, Loader, Ref, Tasks

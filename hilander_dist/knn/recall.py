@@ -14,17 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hilander_dist.exchange import concat_blocks
-from hilander_dist.knn.kernel import (
-    CROWD_LIMIT,
-    CROWD_RUN,
-    CROWD_RUNS,
-    count_near,
-    empty_candidates,
-    finish,
-    search_rows,
-)
+from hilander_dist.knn.crowds import CROWD_LIMIT, CROWD_RUN, CROWD_RUNS
+from hilander_dist.knn.kernel import count_near, search_rows
 from hilander_dist.knn.layout import PROBES_KEPT, Level, sample_rows
 from hilander_dist.knn.quantizer import CELLS_AROUND, Quantizer, nearest_cells
+from hilander_dist.knn.ranking import empty_candidates, finish
 from hilander_dist.tasks import Block, Ref, Tasks
 
 RECALL_SAMPLE = 500
@@ -49,7 +43,7 @@ class Probing:
     rows: float
     """Rows that a sampled node is compared with, on average, as if a cell that is a crowd held no other rows."""
     crowds_cut: bool
-    """Whether a crowd of near-duplicates offers only a few of its rows, see ``kernel.CROWD_LIMIT``."""
+    """Whether a crowd of near-duplicates offers only a few of its rows, see ``crowds.CROWD_LIMIT``."""
 
 
 def truth_path(prefix: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -46,6 +47,16 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+def test_a_run_that_fits_no_node_is_refused_before_any_work(
+    job: tuple[Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hilander_dist.cluster.memory.PROCESS", 10**15)
+    done = hilander(*command(job[0], tmp_path / "run"))
+    assert done.code == 1
+    assert re.match(r"error: not enough memory: a task on one of 4 shards .* takes up to 1000000\.0 GB", done.error)
+    assert not (tmp_path / "run" / "_work" / "ingest").exists()
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_the_run_goes_on_when_there_is_space(

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from hilander_dist.knn import device as device_module
 from hilander_dist.knn.device import MARGIN, search_part_on_device
-from hilander_dist.knn.kernel import Float32, Int64, empty_candidates, finish, search_part
+from hilander_dist.knn.kernel import search_part
+from hilander_dist.knn.ranking import Float32, Int64, empty_candidates, finish
 from tests import points
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device on this machine")

@@ -119,7 +119,7 @@ def test_a_shard_fetches_only_the_shards_that_it_probes() -> None:
 def test_a_third_of_all_rows_in_a_crowd_cost_few_comparisons(
     noise: float, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hilander_dist.knn.kernel.CROWD_LIMIT", 300)
+    monkeypatch.setattr("hilander_dist.knn.crowds.CROWD_LIMIT", 300)
     monkeypatch.setattr(recall_module, "CROWD_LIMIT", 300)
     monkeypatch.setattr(layout, "choose_nlist", lambda n: 40)
     rng = np.random.default_rng(0)

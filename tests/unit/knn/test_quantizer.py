@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hilander_dist.knn import quantizer as quantizer_module
-from hilander_dist.knn.kernel import Float32
 from hilander_dist.knn.quantizer import (
     GROUPS_PROBED,
     MAX_SAMPLE,
@@ -17,6 +16,7 @@ from hilander_dist.knn.quantizer import (
     train_quantizer,
     training_sample_size,
 )
+from hilander_dist.knn.ranking import Float32
 
 
 def clustered_rows(n: int, dim: int, seed: int) -> Float32:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilander_dist.knn.kernel import CROWD_LIMIT, CROWD_RUN, CROWD_RUNS
+from hilander_dist.knn.crowds import CROWD_LIMIT, CROWD_RUN, CROWD_RUNS
 from hilander_dist.knn.layout import assign_cells, move_rows
 from hilander_dist.knn.recall import (
     TIE,
