@@ -26,6 +26,7 @@ from benchmarks.end_to_end import MODEL, write_parquet
 from hilander_dist.config import Config
 from hilander_dist.lander.checkpoint import save_checkpoint
 from hilander_dist.lander.model import Lander
+from hilander_dist.monitor.log import configure_log
 from hilander_dist.pipeline.cluster import run_cluster_job
 
 GB = 10**9
@@ -52,6 +53,7 @@ def digest(output: Path) -> str:
 
 def run_one(folder: Path, name: str, vectors: int) -> None:
     """One of RUNS, in this process; its output goes to a directory of that name."""
+    configure_log()
     run = RUNS[name]
     nodes = run.get("nodes", 1)
     store = max(int(vectors * run["store"]), 80 * 10**6) if "store" in run else 2 * GB

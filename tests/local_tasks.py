@@ -78,6 +78,9 @@ class _Memory(Storage):
     def read_block(self, path: str = "") -> Block:
         return dict(self._blocks[path])
 
+    def write_json(self, path: str, value: Any) -> None:
+        del path, value
+
 
 @dataclass(frozen=True)
 class _LocalLazy(Lazy):

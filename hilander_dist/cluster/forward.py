@@ -61,6 +61,9 @@ def score_level(
     Returns:
         Per shard a block of p0_NK and p1_NK float32 (0 at pads) and density_N float32.
     """
+    paths = [f"{prefix}/scores-{s:05d}.safetensors" for s in range(level.shards)]
+    if tasks.saved.issuperset(paths):  # Nothing that they were made of need be read again.
+        return [tasks.load(path) for path in paths]
     rows: list[Ref] = level.nodes
     inputs: list[tuple[Any, ...]] = []
     for layer in range(model.num_conv):
@@ -73,10 +76,10 @@ def score_level(
             halos = halo.tables(tasks, rows, functools.partial(take_features, with_means) if layer == 0 else take_rows)
         inputs = [(rows[s], messages[s], halos[s], halo.local[s], graph[s]) for s in range(level.shards)]
         if layer < model.num_conv - 1:
-            paths = [f"{prefix}/hidden-{layer}-{s:05d}.safetensors" for s in range(level.shards)]
+            hidden_paths = [f"{prefix}/hidden-{layer}-{s:05d}.safetensors" for s in range(level.shards)]
             rows = [
                 tasks.call(_convolve, model_ref, layer, *given, save=path)
-                for given, path in zip(inputs, paths, strict=True)
+                for given, path in zip(inputs, hidden_paths, strict=True)
             ]
     src_paths, dst_paths = (
         [f"{prefix}/{kind}-{s:05d}.safetensors" for s in range(level.shards)] for kind in ("src", "dst")
@@ -95,7 +98,7 @@ def score_level(
             tasks.loader(dst_paths[s]),
             halo.local[s],
             graph[s],
-            save=f"{prefix}/scores-{s:05d}.safetensors",
+            save=paths[s],
         )
         for s in range(level.shards)
     ]

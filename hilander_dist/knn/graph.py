@@ -5,7 +5,6 @@ shards one after another. How many cells to probe is read off a sample (recall.p
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +18,15 @@ from hilander_dist.knn.kernel import search_part
 from hilander_dist.knn.layout import Level, assign_cells, has_one_cell, is_small, move_rows, probes_paths, read_whole
 from hilander_dist.knn.quantizer import Quantizer, nearest_cells
 from hilander_dist.knn.ranking import empty_candidates, finish
-from hilander_dist.knn.recall import Probing, choose_probing, found_share, mean_interval, sample_truth, truth_path
+from hilander_dist.knn.recall import (
+    NO_GAP,
+    Probing,
+    choose_probing,
+    found_share,
+    mean_interval,
+    sample_truth,
+    truth_path,
+)
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Block, Lazy, Loader, Ref, Tasks
 
@@ -109,11 +116,15 @@ def search_level(
 ) -> tuple[list[Ref], GraphStats]:
     """Search a level that is laid out; see ``knn_graph``. Without a ``truth`` all cells are probed."""
     nlist = tasks.get(tasks.call(_count_cells, level.quantizer))
-    probing = Probing(nlist, math.inf, float(level.n), False)
-    if truth is not None:
+    probing = Probing(nlist, NO_GAP, float(level.n), False)
+    chosen = f"{prefix}/probing.json"
+    if truth is not None and chosen in tasks.saved:
+        probing = Probing(**tasks.store.read_json(chosen))
+    elif truth is not None:
         with tasks.progress.stage(f"{prefix} probing", 1) as advance:
             probing = choose_probing(tasks, level, truth, nlist, options.target_recall)
             advance(1)
+        tasks.store.write_json(chosen, asdict(probing))
     everything = Lazy(tuple(level.nodes))
     graph = [
         tasks.call(
@@ -143,7 +154,7 @@ def search_level(
                 f"{prefix}: the k-NN graph has a recall of {recall:.4f}, below target_recall={options.target_recall}; "
                 "this should not happen: run with --target-recall 1, and report it"
             )
-    gap = probing.gap if math.isfinite(probing.gap) else None
+    gap = probing.gap if probing.gap < NO_GAP else None
     return graph, GraphStats(nlist, probing.nprobe, gap, probing.crowds_cut, probing.rows, recall, low, sample)
 
 
@@ -172,7 +183,7 @@ def search_shard(
     own = everything.get(shard)
     query_ND, id_N = own["x_ND"], own["id_N"]
     candidates = empty_candidates(len(id_N), K)
-    if math.isinf(probing.gap):  # All cells are as good as one cell that holds everything.
+    if probing.gap == NO_GAP:  # All cells are as good as one cell that holds everything.
         probe_NP, cell_start = np.zeros((len(id_N), 1), np.int32), np.array([0, starts[-1]])
     else:
         probe_NP = probed_cells(own, quantizer, probing)

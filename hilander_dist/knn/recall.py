@@ -31,6 +31,10 @@ TIE = 1e-5
 """Similarities nearer than this are as good as equal."""
 
 
+NO_GAP = 4.0
+"""Larger than any difference of two cosines: all cells are probed."""
+
+
 @dataclass(frozen=True)
 class Probing:
     """Which cells a node probes: of its nearest ones those that are nearly as near as the first."""
@@ -110,7 +114,7 @@ def choose_probing(tasks: Tasks, level: Level, truth: Ref, nlist: int, target_re
                 break
             # Beyond what the nodes keep: what a quantizer of several groups finds cheaply, then from all cells.
             count = min(nlist, max(CELLS_AROUND // 2, 4 * count))
-    return Probing(nlist, math.inf, float(level.n), False)
+    return Probing(nlist, NO_GAP, float(level.n), False)
 
 
 def least_probing(

@@ -254,7 +254,7 @@ def test_a_resumed_ingest_reads_its_marker_and_gives_the_same_parts(tmp_path: Pa
     run = Run(Storage(str(tmp_path / "out")), {})
     again_tasks = LocalTasks(run.work)
     again = ingest(again_tasks, run, source, need_label=False)
-    assert set(again_tasks.calls) == {"_unit_labels", "_merge_labels"}
+    assert set(again_tasks.calls) == {"_load_labels"}
     assert (again.rows, again.bad) == (data.rows, data.bad)
     for block, expected in zip([part() for part in again.parts], [part() for part in data.parts], strict=True):
         assert {name: array.tolist() for name, array in block.items()} == {

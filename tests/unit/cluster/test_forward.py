@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from hilander_dist.cluster.features import cluster_means
 from hilander_dist.cluster.forward import Halo, make_table, plan_halo, plan_shard, score_level
 from hilander_dist.knn.layout import CHUNK, Level
+from hilander_dist.storage import Storage
 from hilander_dist.tasks import Block
 from tests import oracle
 from tests.local_tasks import LocalTasks, put, put_all
@@ -76,6 +78,19 @@ def scored(
     scores = score_level(tasks, model, put(model), level, graph, plan_halo(tasks, level, graph), "level-0")
     assert [f"level-0/scores-{s:05d}.safetensors" in tasks.blocks for s in range(shards)] == [True] * shards
     return joined(tasks, level.nodes), joined(tasks, graph), joined(tasks, scores)
+
+
+def test_scores_that_an_earlier_attempt_saved_are_loaded_and_nothing_else(tmp_path: Path) -> None:
+    nodes = {"id_N": np.arange(900), "x_ND": clustered(0, 900, DIM, 40)[0]}
+    model = random_model(DIM, "gcn")
+    first = LocalTasks(Storage(str(tmp_path)))
+    level, graph = laid_out(first, nodes, 2, 5)
+    halo = plan_halo(first, level, graph)
+    scores = joined(first, score_level(first, model, put(model), level, graph, halo, "level-0"))
+    again = LocalTasks(Storage(str(tmp_path)), frozenset(info.path for info in first.store.list()))
+    loaded = joined(again, score_level(again, model, put(model), level, graph, halo, "level-0"))
+    assert again.calls == []
+    assert all(same_bytes(loaded[name], array) for name, array in scores.items())
 
 
 @pytest.mark.parametrize(
