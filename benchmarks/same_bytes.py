@@ -1,6 +1,6 @@
 """The same bytes of assignments/ and clusters/ from any cluster: shards, nodes, nodes that die, and a small object store.
 
-    python -m benchmarks.same_bytes [--points 200000 --dim 256 --json]
+    python -m benchmarks.same_bytes [--points 200000 --dim 256 --runs NAME ... --json]
 
 Each run is a process with a Ray of its own. Nodes are Ray nodes on this machine, one CPU each; one is killed with SIGKILL
 when level 0's forward begins and one when its collapse does.
@@ -56,7 +56,7 @@ def run_one(folder: Path, name: str, vectors: int) -> None:
     configure_log()
     run = RUNS[name]
     nodes = run.get("nodes", 1)
-    store = max(int(vectors * run["store"]), 80 * 10**6) if "store" in run else 2 * GB
+    store = int(vectors * run["store"]) if "store" in run else 2 * GB
     head = {"num_cpus": 2 if nodes == 1 else 1, "object_store_memory": store, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     workers = [cluster.add_node(num_cpus=1, object_store_memory=store) for _ in range(nodes - 1)]
@@ -91,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=200_000)
     parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="only these; default: all")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", nargs=2, metavar=("FOLDER", "RUN"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -104,7 +105,7 @@ def main() -> None:
         torch.manual_seed(0)
         (folder / "model.safetensors").write_bytes(save_checkpoint(Lander(args.dim, MODEL), {}))
         rows = {}
-        for run in RUNS:
+        for run in args.runs:
             size = ["--points", str(args.points), "--dim", str(args.dim)]
             subprocess.run([sys.executable, "-m", "benchmarks.same_bytes", *size, "--one", name, run], check=True)
             rows[run] = json.loads((folder / f"{run}.json").read_text())
