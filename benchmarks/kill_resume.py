@@ -106,6 +106,8 @@ def killed_and_resumed(folder: Path, output: Path, moment: float) -> dict[str, A
     if driver.poll() is not None:
         return {"moment": round(moment, 2), "stage": "was complete"}
     kill_all(driver)
+    if (output / "_SUCCESS").exists():
+        return {"moment": round(moment, 2), "stage": "was complete"}
     before = files_of(output)
     again = start(folder, output)
     began = time.perf_counter()

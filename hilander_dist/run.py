@@ -20,6 +20,8 @@ from hilander_dist.storage import Storage
 WORK = "_work"
 SUCCESS = "_SUCCESS"
 FINGERPRINT = f"{WORK}/fingerprint.json"
+RESULTS = ("assignments/", "clusters/", "bad_rows/", "graph/", f"{WORK}/")
+RESULT_FILES = ("manifest.json", "metrics.json", "metrics.jsonl", "model.safetensors", "quantizer.safetensors", SUCCESS)
 
 
 class Run:
@@ -28,7 +30,7 @@ class Run:
     def __init__(self, output: Storage, fingerprint: Mapping[str, Any], restart: bool = False) -> None:
         """Claim a new output directory, or go on in one that a killed run of the same fingerprint left.
 
-        With ``restart`` a run that is there, complete or not and of any fingerprint, is deleted first.
+        With ``restart`` a run that is there, complete or not and of any fingerprint, is deleted first; other files stay.
 
         Raises:
             OutputError: the directory holds a complete run, another run (the key that differs is named), or other files.
@@ -36,7 +38,7 @@ class Run:
         self.output = output
         self.work = output.child(WORK)
         found = {info.path for info in output.list()}
-        if restart and FINGERPRINT in found:
+        if restart and found & {FINGERPRINT, SUCCESS}:
             _discard(output, found)
             found = set()
         if SUCCESS in found:
@@ -84,14 +86,15 @@ def code_version() -> str:
 def _discard(output: Storage, found: set[str]) -> None:
     """Delete a run, also when that is itself interrupted: what is left is never taken for more than it is.
 
-    No marker outlives the blocks that it vouches for, and the fingerprint goes last.
+    No marker outlives the blocks that it vouches for, and the fingerprint goes last. Of a complete run it may be gone with
+    its work area: then one that is nobody's stands in for it.
     """
-    first = [SUCCESS, *(path for path in found if path.startswith(f"{WORK}/markers/"))]
-    for path in first:
+    if FINGERPRINT not in found:
+        output.write_json(FINGERPRINT, {})
+    ours = {path for path in found if path.startswith(RESULTS) or path in RESULT_FILES}
+    first = [SUCCESS, *(path for path in ours if path.startswith(f"{WORK}/markers/"))]
+    for path in [*first, *sorted(ours - {FINGERPRINT, *first}), FINGERPRINT]:
         output.delete(path)
-    for path in sorted(found - {FINGERPRINT, *first}):
-        output.delete(path)
-    output.delete(FINGERPRINT)
 
 
 def _refuse_other_run(output: Storage, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -85,7 +85,7 @@ def score_level(
         [f"{prefix}/{kind}-{s:05d}.safetensors" for s in range(level.shards)] for kind in ("src", "dst")
     )
     src = [
-        tasks.call(_convolve_and_project, model_ref, model.num_conv - 1, *given, tasks.store, dst_path, save=path)
+        tasks.call(_convolve_and_project, model_ref, model.num_conv - 1, tasks.store, dst_path, *given, save=path)
         for given, path, dst_path in zip(inputs, src_paths, dst_paths, strict=True)
     ]
     halos = halo.tables(tasks, src)
@@ -130,7 +130,7 @@ def _plan_shard(graph: Block, shard: int, starts: Starts) -> Any:
     return unpack([local_NK, *needs])
 
 
-def take_features(with_means: bool, nodes: Block, rows: np.ndarray) -> Block:
+def take_features(with_means: bool, nodes: Block, rows: np.ndarray | slice) -> Block:
     """What the inputs of these rows are made of: x, and where the model takes it c, unless it is x itself (level 0)."""
     features = {"x": nodes["x_ND"][rows].astype(np.float32, copy=False)}
     if with_means and "sum_ND" in nodes:
@@ -143,7 +143,7 @@ def _rows(model: Lander, block: Block) -> np.ndarray:
     if "h" in block:
         return block["h"]
     if "x_ND" in block:
-        block = take_features(model.config.uses_cluster_features, block, np.arange(len(block["x_ND"])))
+        block = take_features(model.config.uses_cluster_features, block, slice(None))
     if "c" not in block:
         return block["x"]
     return model.inputs(_tensor(block["x"]), _tensor(block["c"])).numpy()
@@ -159,35 +159,17 @@ def _messages(model: Lander, layer: int, block: Block) -> Block:
     return {"m": _in_chunks(lambda rows: model.message(layer, _widened(model, layer, rows)), _rows(model, block))[0]}
 
 
-def _convolve(
-    model: Lander,
-    layer: int,
-    block: Block,
-    messages: Block | None,
-    halo: list[Block],
-    local_NK: np.ndarray,
-    graph: Block,
-) -> Block:
-    (h,) = _layer(model, layer, block, messages, halo, local_NK, graph, lambda h_BI: (h_BI,))
+def _convolve(model: Lander, layer: int, *given: Any) -> Block:
+    (h,) = _layer(model, layer, lambda h_BI: (h_BI,), *given)
     return {"h": h}
 
 
-def _convolve_and_project(
-    model: Lander,
-    layer: int,
-    block: Block,
-    messages: Block | None,
-    halo: list[Block],
-    local_NK: np.ndarray,
-    graph: Block,
-    store: Storage,
-    dst_path: str,
-) -> Block:
+def _convolve_and_project(model: Lander, layer: int, store: Storage, dst_path: str, *given: Any) -> Block:
     """The last layer: its output is needed for the edge head's two halves only, and is never a whole array.
 
     The half that only the shard itself needs goes to the storage, not to the object store, of which it would be a third.
     """
-    src_NG, dst_NG = _layer(model, layer, block, messages, halo, local_NK, graph, model.project)
+    src_NG, dst_NG = _layer(model, layer, model.project, *given)
     store.write_block(dst_path, {"dst": dst_NG})
     return {"src": src_NG}
 
@@ -195,13 +177,25 @@ def _convolve_and_project(
 def _layer(
     model: Lander,
     layer: int,
+    then: Callable[[Tensor], tuple[Tensor, ...]],
     block: Block,
     messages: Block | None,
     halo: list[Block],
     local_NK: np.ndarray,
     graph: Block,
-    then: Callable[[Tensor], tuple[Tensor, ...]],
 ) -> list[np.ndarray]:
+    """What ``then`` makes of the layer's output, chunk by chunk.
+
+    Args:
+        model: the network.
+        layer: 0 .. num_conv - 1.
+        then: of the output of a chunk.
+        block: the shard's nodes in layer 0, else what the layer before left.
+        messages: of the shard's nodes; None where the model sends its inputs.
+        halo: messages, or rows as in ``block``, of the other shards' nodes that the graph points to.
+        local_NK: the graph's neighbours as rows of the table.
+        graph: the shard's sim_NK.
+    """
     if messages is None:
         table_TI = _stacked([_rows(model, rows) for rows in (block, *halo)])
         own_NI = own_NM = table_TI[: len(local_NK)]

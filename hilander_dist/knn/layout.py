@@ -110,7 +110,7 @@ def assign_cells(
         trained = tasks.call(_one_cell, dim, save=quantizer_path(prefix))
     quantizer = tasks.call(quantizer_of_block, trained)
     probes = [
-        tasks.call(_probe, part, quantizer, save=path)
+        tasks.call(_probe_cells, part, quantizer, save=path)
         for part, path in zip(parts, probes_paths(prefix, len(parts)), strict=True)
     ]
     counts = [tasks.call(_count_cells, block, quantizer) for block in probes]
@@ -257,7 +257,7 @@ def _whole(n: int) -> np.ndarray:
     return np.array([0, n])
 
 
-def _probe(part: Block, quantizer: Quantizer) -> Block:
+def _probe_cells(part: Block, quantizer: Quantizer) -> Block:
     probe_NP, gap_NP = nearest_cells(part["x_ND"], quantizer, min(PROBES_KEPT, quantizer.cells))
     return {"probe_NP": probe_NP, "gap_NP": gap_NP}
 

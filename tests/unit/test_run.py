@@ -144,6 +144,16 @@ def test_restart_discards_a_run_of_any_fingerprint(complete: bool, tmp_path: Pat
     assert run.output.read_json("_work/fingerprint.json") == FINGERPRINT
 
 
+def test_restart_discards_a_complete_run_without_its_work_area_and_leaves_the_users_files(tmp_path: Path) -> None:
+    first = Run(Storage(str(tmp_path)), FINGERPRINT)
+    first.output.put("assignments/part-00000.parquet", b"x")
+    first.output.put("my-notes.txt", b"x")
+    first.succeed({})
+    first.output.delete_tree("_work")
+    again = Run(Storage(str(tmp_path)), FINGERPRINT, restart=True)
+    assert [info.path for info in again.output.list()] == ["_work/fingerprint.json", "my-notes.txt"]
+
+
 def test_restart_leaves_other_files_alone(tmp_path: Path) -> None:
     Storage(str(tmp_path)).put("photo.jpg", b"x")
     with pytest.raises(OutputError, match="is not empty"):
