@@ -36,8 +36,34 @@ class InputConfig(_Options):
     """Share of unusable rows above which the run stops before any work is done."""
 
 
+class Calibration(_Options):
+    """What training found out on held-out classes; it goes with the checkpoint, so that users need not choose it."""
+
+    tau: float = Field(default=0.5, ge=0, lt=1)
+    """``Config.tau``."""
+
+    k: int = Field(default=10, ge=2)
+    """``Config.k``."""
+
+    max_levels: int = Field(default=10, ge=1)
+    """``Config.max_levels``."""
+
+    early_stop: bool = False
+    """``Config.early_stop``."""
+
+    base_rate: float = Field(default=0.5, gt=0, lt=1)
+    """Share of same-class edges in training."""
+
+    forest_tau: float = Field(default=0.95, gt=0, lt=1)
+    """Relational: links above this probability join before any merge of clusters."""
+
+
 class ModelConfig(_Options):
     """The shape of LANDER (algorithm.md 1.5, 1.6)."""
+
+    features: Literal["raw", "relational"] = "raw"
+    """What the network is told: `raw` coordinates as in the paper, or `relational` numbers of edges (similarity against
+    what is usual, shared neighbours), which transfer to embeddings of any encoder."""
 
     encoder: Literal["gcn", "gat"] = "gcn"
     """Message passing: `gcn` (similarity-weighted mean) or `gat` (attention)."""
@@ -46,16 +72,23 @@ class ModelConfig(_Options):
     """Feed the cluster's mean beside its peak's vector. Default: yes for gcn, no for gat, as in the paper."""
 
     hidden: int = Field(default=512, ge=2, multiple_of=2)
-    """Width H of the encoder."""
+    """Width H of the encoder; 32 by default for relational features."""
 
     num_conv: int = Field(default=1, ge=1, le=4)
-    """Number of graph convolutions."""
+    """Number of graph convolutions; 2 by default for relational features."""
 
     heads: int = Field(default=1, ge=1)
     """Attention heads of the GAT encoder."""
 
     backend: Literal["torch", "dgl"] = "torch"
     """Library that passes the messages; both give equal results. `dgl` needs the extra of that name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _relational_defaults(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("features") == "relational":
+            return {"hidden": 32, "num_conv": 2, **given}
+        return given
 
     @property
     def uses_cluster_features(self) -> bool:
@@ -112,7 +145,8 @@ class Config(_Options):
     """All options of a run. The first ones are those that people meet first."""
 
     k: int = Field(default=10, ge=2)
-    """Neighbours per node in the k-NN graph, the node itself included."""
+    """Neighbours per node in the k-NN graph, the node itself included. A checkpoint's calibration brings its own default,
+    also for tau, max_levels and early_stop."""
 
     tau: float = Field(default=0.5, ge=0, le=1)
     """A link needs a predicted probability above this."""
@@ -152,6 +186,16 @@ class Config(_Options):
 
     train: TrainConfig = TrainConfig()
     """Meta-training."""
+
+
+def calibrated(config: Config, calibration: Calibration | None) -> Config:
+    """The options of a run with a checkpoint: what the user has not set is taken from its calibration."""
+    if calibration is None:
+        return config
+    values = {name: getattr(calibration, name) for name in ("k", "tau", "max_levels", "early_stop")}
+    return config.model_copy(
+        update={name: value for name, value in values.items() if name not in config.model_fields_set}
+    )
 
 
 def load_config(

@@ -146,7 +146,7 @@ def _rows(model: Lander, block: Block) -> np.ndarray:
         block = take_features(model.config.uses_cluster_features, block, slice(None))
     if "c" not in block:
         return block["x"]
-    return model.inputs(_tensor(block["x"]), _tensor(block["c"])).numpy()
+    return model.inputs(to_tensor(block["x"]), to_tensor(block["c"])).numpy()
 
 
 def _widened(model: Lander, layer: int, rows_BI: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def _widened(model: Lander, layer: int, rows_BI: Tensor) -> Tensor:
 
 
 def _messages(model: Lander, layer: int, block: Block) -> Block:
-    return {"m": _in_chunks(lambda rows: model.message(layer, _widened(model, layer, rows)), _rows(model, block))[0]}
+    return {"m": in_chunks(lambda rows: model.message(layer, _widened(model, layer, rows)), _rows(model, block))[0]}
 
 
 def _convolve(model: Lander, layer: int, *given: Any) -> Block:
@@ -202,12 +202,12 @@ def _layer(
     else:
         table_TI = make_table(messages, halo)["m"]
         own_NI, own_NM = _rows(model, block), messages["m"]
-    m_TM = _tensor(table_TI)
+    m_TM = to_tensor(table_TI)
 
     def output(rows_BI: Tensor, m_BM: Tensor, nbr_BK: Tensor, sim_BK: Tensor) -> tuple[Tensor, ...]:
         return then(model.convolve(layer, _widened(model, layer, rows_BI), m_BM, m_TM, nbr_BK, sim_BK))
 
-    return _in_chunks(output, own_NI, own_NM, local_NK, graph["sim_NK"])
+    return in_chunks(output, own_NI, own_NM, local_NK, graph["sim_NK"])
 
 
 def _stacked(parts: list[np.ndarray]) -> np.ndarray:
@@ -218,17 +218,17 @@ def _stacked(parts: list[np.ndarray]) -> np.ndarray:
 def _score_edges(
     model: Lander, src: Block, halo: list[Block], dst: Loader, local_NK: np.ndarray, graph: Block
 ) -> Block:
-    src_TG = _tensor(_stacked([block["src"] for block in (src, *halo)]))
+    src_TG = to_tensor(_stacked([block["src"] for block in (src, *halo)]))
 
     def score(dst_BG: Tensor, nbr_BK: Tensor, sim_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p0_BK, p1_BK = model.probabilities(model.edge_logits(src_TG, dst_BG, nbr_BK))
         return p0_BK, p1_BK, model.density(p0_BK, p1_BK, sim_BK, nbr_BK)
 
-    p0_NK, p1_NK, density_N = _in_chunks(score, dst()["dst"], local_NK, graph["sim_NK"])
+    p0_NK, p1_NK, density_N = in_chunks(score, dst()["dst"], local_NK, graph["sim_NK"])
     return {"p0_NK": p0_NK, "p1_NK": p1_NK, "density_N": density_N}
 
 
-def _in_chunks(function: Callable[..., Any], *columns: np.ndarray) -> list[np.ndarray]:
+def in_chunks(function: Callable[..., Any], *columns: np.ndarray) -> list[np.ndarray]:
     """Apply a model's function to chunks of a shard's rows, the last one padded to the full size.
 
     A shard starts on a chunk's boundary, so a chunk's rows and their places in it are the same for any sharding.
@@ -243,7 +243,7 @@ def _in_chunks(function: Callable[..., Any], *columns: np.ndarray) -> list[np.nd
             for column in columns:
                 chunk = np.full((CHUNK, *column.shape[1:]), -1 if column.dtype.kind == "i" else 0, dtype=column.dtype)
                 chunk[:rows] = column[at : at + rows]
-                padded.append(_tensor(chunk))
+                padded.append(to_tensor(chunk))
             result = function(*padded)
             tensors = result if isinstance(result, tuple) else (result,)
             if not outputs:
@@ -253,7 +253,7 @@ def _in_chunks(function: Callable[..., Any], *columns: np.ndarray) -> list[np.nd
     return outputs
 
 
-def _tensor(array: np.ndarray) -> Tensor:
+def to_tensor(array: np.ndarray) -> Tensor:
     """The array as a tensor, without a copy; nothing here writes to one."""
     with warnings.catch_warnings():
         # Arrays from the object store are read-only, which torch mentions.

@@ -129,7 +129,7 @@ def _run_level(tasks: Tasks, nodes: Nodes, search: GraphOptions, shards: int, li
     began = time.monotonic()
     level, graph, stats = knn_graph(tasks, nodes.parts, nodes.n, nodes.dim, shards, search, name)
     links = link(tasks, level, graph, name)
-    pointers = find_roots(tasks, links, level.starts)
+    pointers = find_roots(tasks, links.blocks, level.starts)
     collapsed = collapse(tasks, level, pointers, nodes.id_stop, name)
     numbers = {
         "nodes": nodes.n,
@@ -137,10 +137,11 @@ def _run_level(tasks: Tasks, nodes: Nodes, search: GraphOptions, shards: int, li
         "clusters": collapsed.n,
         "starts": list(level.starts),
         "graph": stats.as_dict(),
+        **links.numbers,
         "seconds": round(time.monotonic() - began, 3),
     }
     members = [
-        tasks.call(_members, level.nodes[s], links[s], collapsed.labels[s], save=_path(name, "members", s))
+        tasks.call(_members, level.nodes[s], links.blocks[s], collapsed.labels[s], save=_path(name, "members", s))
         for s in range(level.shards)
     ]
     trees = [tasks.call(_trees, peaks, save=_path(name, "trees", s)) for s, peaks in enumerate(collapsed.peaks)]

@@ -1,11 +1,10 @@
 """Which node links to which: by LANDER's scores, or by the labels when a training hierarchy is built.
 
-Both return, per shard, a block of parent_N int64 (positions; a peak is its own parent), density_N float32 and
-confidence_N float32 (the probability of the link, NaN for a peak).
+Relational scores have their own way to links (``flow_links``).
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,11 +15,21 @@ from hilander_dist.lander.model import Lander
 from hilander_dist.tasks import Block, Ref, Tasks
 
 
+class Links(NamedTuple):
+    """What was chosen for a level."""
+
+    blocks: list[Ref]
+    """Per shard a block of parent_N int64 (positions; a peak is its own parent), density_N float32 and confidence_N
+    float32 (the probability of the link, NaN for a peak)."""
+    numbers: dict[str, Any]
+    """For the manifest."""
+
+
 class Linker(Protocol):
     """Chooses every node's parent from a level's graph."""
 
-    def __call__(self, tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> list[Ref]:
-        """Per shard a block of parent_N, density_N, confidence_N."""
+    def __call__(self, tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> Links:
+        """The links of a level."""
 
 
 def link_by_model(model: Lander, model_ref: Ref, tau: float, compat: Compat) -> Linker:
@@ -33,25 +42,26 @@ def link_by_model(model: Lander, model_ref: Ref, tau: float, compat: Compat) -> 
         compat: which nodes count as denser, see ``decode_links``.
     """
 
-    def link(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> list[Ref]:
+    def link(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> Links:
         halo = plan_halo(tasks, level, graph)
         scores = score_level(tasks, model, model_ref, level, graph, halo, prefix)
-        own = [tasks.call(_density_columns, scores[s], level.nodes[s]) for s in range(level.shards)]
+        own = [tasks.call(density_columns, scores[s], level.nodes[s]) for s in range(level.shards)]
         away = halo.tables(tasks, own)
-        return [
+        links = [
             tasks.call(
-                _decode_shard, scores[s], graph[s], halo.local[s], own[s], away[s], 1 - tau, compat, level.starts[s]
+                decode_shard, scores[s], graph[s], halo.local[s], own[s], away[s], 1 - tau, compat, level.starts[s]
             )
             for s in range(level.shards)
         ]
+        return Links(links, {})
 
     return link
 
 
-def link_nothing(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> list[Ref]:
+def link_nothing(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> Links:
     """Every node is a peak: what the reference does where a level has no more than k nodes."""
     del graph, prefix
-    return [tasks.call(_no_links, level.starts[s], level.starts[s + 1]) for s in range(level.shards)]
+    return Links([tasks.call(_no_links, level.starts[s], level.starts[s + 1]) for s in range(level.shards)], {})
 
 
 def neighbour_columns(columns: Block, halo: list[Block], local_NK: np.ndarray) -> Callable[[str], np.ndarray]:
@@ -60,11 +70,12 @@ def neighbour_columns(columns: Block, halo: list[Block], local_NK: np.ndarray) -
     return lambda name: table[name][np.maximum(local_NK, 0)]
 
 
-def _density_columns(scores: Block, nodes: Block) -> Block:
+def density_columns(scores: Block, nodes: Block) -> Block:
+    """What the neighbours need of a node to be compared with it."""
     return {"density_N": scores["density_N"], "id_N": nodes["id_N"]}
 
 
-def _decode_shard(
+def decode_shard(
     scores: Block,
     graph: Block,
     local_NK: np.ndarray,
@@ -74,6 +85,7 @@ def _decode_shard(
     compat: Compat,
     start: int,
 ) -> Block:
+    """A shard's links by ``decode_links``, see ``Links``."""
     at_neighbours = neighbour_columns(own, away, local_NK)
     rank_N = decode_links(
         scores["p0_NK"],

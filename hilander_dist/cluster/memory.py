@@ -7,6 +7,7 @@ import ray
 
 from hilander_dist.config import Config
 from hilander_dist.errors import ClusterError
+from hilander_dist.lander.checkpoint import AnyLander
 from hilander_dist.lander.model import Lander
 from hilander_dist.monitor.log import logger
 
@@ -14,7 +15,7 @@ PROCESS = 400 * 2**20
 """A worker's own: Python, numpy, torch, Ray and faiss, measured 250 to 350 MB."""
 
 
-def bytes_per_row(dim: int, k: int, model: Lander | None) -> int:
+def bytes_per_row(dim: int, k: int, model: AnyLander | None) -> int:
     """What a task holds at most for each row of its shard, where the shard's halo is no larger than the shard.
 
     In the order of the stages: the search (own rows, gathered queries, candidates), the forward (the table of inputs with
@@ -30,17 +31,22 @@ def bytes_per_row(dim: int, k: int, model: Lander | None) -> int:
     search = 8 * dim + 4 * graph
     collapse = 24 * dim
     forward = 0
-    if model is not None:
+    if isinstance(model, Lander):
         features, half = (2 if model.config.uses_cluster_features else 1) * dim, model.config.hidden // 2
         messages = features if model.sends_inputs else model.config.heads * (model.config.hidden + 1)
         forward = 8 * dim + 8 * max(features, messages) + 8 * half + 2 * graph
+    elif model is not None:
+        # Edges are worked on as blocks: similarity, overlaps at four depths, mean, log-odds, local row; lists with a halo.
+        forward = 8 * model.config.hidden + (k - 1) * (2 * 8 + 4 + 4 + 4 + 4 + 8 + 3 * 8)
     return max(search, forward, collapse)
 
 
-def stored_bytes(rows: int, dim: int, k: int, model: Lander | None, config: Config) -> int:
+def stored_bytes(rows: int, dim: int, k: int, model: AnyLander | None, config: Config) -> int:
     """What the object store of the whole cluster holds at most at once, spilled or not."""
     vectors = (4 if config.vectors == "float32" else 2) * dim
-    projections = 2 * model.config.hidden if model is not None else 0
+    projections = 2 * model.config.hidden if isinstance(model, Lander) else 0
+    if model is not None and not isinstance(model, Lander):
+        projections = 20 * (k - 1)
     return rows * (vectors + max(vectors // 2, projections) + 72 + 24 * (k - 1))
 
 
@@ -49,7 +55,7 @@ def task_bytes(rows: int, row_bytes: int) -> int:
     return PROCESS + rows * row_bytes
 
 
-def check_memory(rows: int, dim: int, shards: int, model: Lander | None, config: Config) -> None:
+def check_memory(rows: int, dim: int, shards: int, model: AnyLander | None, config: Config) -> None:
     """Refuse a job of which a single task does not fit any node; say how much will be spilled.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 from hilander_dist.cluster.decode import decode_links, parent_positions
 from hilander_dist.cluster.features import cluster_means
 from hilander_dist.cluster.forward import plan_halo
-from hilander_dist.cluster.links import Linker, neighbour_columns
+from hilander_dist.cluster.links import Linker, Links, neighbour_columns
 from hilander_dist.knn.layout import Level
 from hilander_dist.lander.level_graphs import ground_truth_density
 from hilander_dist.tasks import Block, Ref, Tasks
@@ -21,7 +21,7 @@ def link_by_labels(merge_across_labels: bool) -> Linker:
         merge_across_labels: also to one of another class, as the reference does; else never.
     """
 
-    def link(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> list[Ref]:
+    def link(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> Links:
         S = level.shards
         halo = plan_halo(tasks, level, graph)
         classes = [tasks.call(_class_columns, nodes) for nodes in level.nodes]
@@ -47,7 +47,7 @@ def link_by_labels(merge_across_labels: bool) -> Linker:
             for s in range(S)
         ]
         tasks.wait(saved, f"{prefix} training graph")
-        return linked
+        return Links(linked, {})
 
     return link
 

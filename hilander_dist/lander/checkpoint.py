@@ -1,9 +1,9 @@
 """Checkpoints: our own format, and the official code's ``.pth`` state dicts (algorithm.md 1.12).
 
 Ours is safetensors with one header entry, ``hilander``: JSON with the schema version, our version, the embedding's
-dimension, the ModelConfig, and what training wrote. Loading one runs no code. (Several header entries would come in a
-random order: equal models would give different bytes.) An official state dict has no configuration: the flags must fit
-it, and a message names those that do.
+dimension (null for relational features, which take any), the ModelConfig, the Calibration, and what training wrote.
+Loading one runs no code. (Several header entries would come in a random order: equal models would give different bytes.)
+An official state dict has no configuration: the flags must fit it, and a message names those that do.
 """
 
 import hashlib
@@ -17,29 +17,33 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from hilander_dist import __version__
-from hilander_dist.config import ModelConfig
+from hilander_dist.config import Calibration, ModelConfig
 from hilander_dist.errors import ModelError
 from hilander_dist.lander.model import Lander
+from hilander_dist.lander.relational import RelationalLander
+
+AnyLander = Lander | RelationalLander
 
 _SCHEMA = 1
 _GCN_KEY = "conv.0.gcn_layer.mlp.weight"
 _GAT_KEY = "conv.0.gcn_layer.fc.weight"
 
 
-def save_checkpoint(model: Lander, metadata: dict[str, str]) -> bytes:
+def save_checkpoint(model: AnyLander, metadata: dict[str, str]) -> bytes:
     """The model as bytes in our own format. Equal weights, configuration and metadata give equal bytes."""
     header = {
         "schema": _SCHEMA,
         "hilander_version": __version__,
-        "dim": model.dim,
+        "dim": model.dim if isinstance(model, Lander) else None,
         "model": model.config.model_dump(mode="json"),
+        "calibration": model.calibration and model.calibration.model_dump(mode="json"),
         "training": metadata,
     }
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     return safetensors.torch.save(state, {"hilander": json.dumps(header, sort_keys=True)})
 
 
-def load_checkpoint(data: bytes, name: str, config: ModelConfig) -> Lander:
+def load_checkpoint(data: bytes, name: str, config: ModelConfig) -> AnyLander:
     """Rebuild a model (float32, on the CPU) from a checkpoint of either kind.
 
     Args:
@@ -50,13 +54,17 @@ def load_checkpoint(data: bytes, name: str, config: ModelConfig) -> Lander:
     Raises:
         ModelError: the file is of neither kind, or its weights do not fit the flags, or are not finite.
     """
+    calibration, dim = None, None
     if data[8:9] == b"{":
-        state, dim, config = _read_own(data, name, config)
+        state, dim, config, calibration = _read_own(data, name, config)
     else:
+        if config.features == "relational":
+            raise ModelError(f"{name}: an official state dict has raw features: leave model.features as it is")
         state = _read_official(data, name)
         dim = _check_flags(state, name, config)
     with torch.device("meta"):
-        model = Lander(dim, config)
+        model = RelationalLander(config) if dim is None else Lander(dim, config)
+    model.calibration = calibration
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     bad = _first_misfit(expected, state)
     if bad is not None:
@@ -68,7 +76,7 @@ def load_checkpoint(data: bytes, name: str, config: ModelConfig) -> Lander:
     return model
 
 
-def model_hash(model: Lander) -> str:
+def model_hash(model: AnyLander) -> str:
     """SHA-256 (hex) over the names, shapes and values of all weights, in order of their names."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
@@ -77,7 +85,9 @@ def model_hash(model: Lander) -> str:
     return digest.hexdigest()
 
 
-def _read_own(data: bytes, name: str, config: ModelConfig) -> tuple[dict[str, Tensor], int, ModelConfig]:
+def _read_own(
+    data: bytes, name: str, config: ModelConfig
+) -> tuple[dict[str, Tensor], int | None, ModelConfig, Calibration | None]:
     try:
         state = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
@@ -91,10 +101,12 @@ def _read_own(data: bytes, name: str, config: ModelConfig) -> tuple[dict[str, Te
         if header["schema"] > _SCHEMA:
             version = header["hilander_version"]
             raise ModelError(f"{name}: written by hilander_dist {version}, this is {__version__}; install that version")
-        dim = int(header["dim"])
-        if dim < 1:
+        shape = ModelConfig.model_validate({**header["model"], "backend": config.backend})
+        dim = None if shape.features == "relational" else int(header["dim"])
+        if dim is not None and dim < 1:
             raise ValueError(dim)
-        return state, dim, ModelConfig.model_validate({**header["model"], "backend": config.backend})
+        found = header.get("calibration")
+        return state, dim, shape, found and Calibration.model_validate(found)
     except (ValueError, KeyError, TypeError):  # A ValidationError is a ValueError.
         raise ModelError(f"{name}: the `hilander` header entry is damaged; use another copy of the file") from None
 

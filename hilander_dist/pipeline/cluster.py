@@ -4,19 +4,22 @@ import hashlib
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import ray
 
+import hilander_dist
+from hilander_dist.cluster.flow_links import link_by_relations
 from hilander_dist.cluster.levels import ROWS_WORTH_A_SHARD, LevelOptions, Nodes, run_levels
-from hilander_dist.cluster.links import link_by_model
+from hilander_dist.cluster.links import Linker, link_by_model
 from hilander_dist.cluster.memory import bytes_per_row, check_memory
 from hilander_dist.cluster.output import write_outputs
-from hilander_dist.config import Config
+from hilander_dist.config import Calibration, Config, calibrated
 from hilander_dist.errors import ClusterError, ModelError
 from hilander_dist.ingest import ingest
 from hilander_dist.knn.layout import load_quantizer, quantizer_path
-from hilander_dist.lander.checkpoint import load_checkpoint, model_hash
+from hilander_dist.lander.checkpoint import AnyLander, load_checkpoint, model_hash
 from hilander_dist.lander.model import Lander
 from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
@@ -35,6 +38,9 @@ MANY_SHARDS = 256
 
 MOST_BYTES_PER_SHARD = 512 * 2**20
 
+GENERAL = Path(hilander_dist.__file__).parent / "models" / "general.safetensors"
+"""The checkpoint for embeddings of any kind, see the model card beside it."""
+
 QUANTIZER = "quantizer.safetensors"
 
 MANIFEST_VERSION = 1
@@ -43,7 +49,7 @@ SOFTWARE = ("hilander-dist", "ray", "torch", "numpy", "pyarrow", "numba")
 
 def run_cluster_job(
     input_uri: str,
-    model_uri: str,
+    model_uri: str | None,
     output_uri: str,
     config: Config,
     address: str | None = None,
@@ -54,7 +60,8 @@ def run_cluster_job(
 
     Args:
         input_uri: Parquet file, directory or glob, or .npy; local or s3://.
-        model_uri: ``model.safetensors``, the directory that holds it, or an official ``.pth`` state dict.
+        model_uri: ``model.safetensors``, the directory that holds it, or an official ``.pth`` state dict; None for the
+            general checkpoint, which comes with the package.
         output_uri: a new directory, or that of the same run, killed: then it goes on.
         config: all options.
         address: Ray cluster; see ``runtime.ray_session``.
@@ -73,13 +80,17 @@ def run_cluster_job(
     output.check_writable()
     source = open_source(input_uri, config.input)
     model = load_model(model_uri, config)
-    if model.dim != source.dim:
+    config = calibrated(config, model.calibration)
+    if isinstance(model, Lander) and model.dim != source.dim:
         raise ModelError(
             f"{input_uri} has embeddings of {source.dim} dimensions, the model {model_uri} takes {model.dim}: "
             "use a model trained on embeddings of the same encoder"
         )
     frozen = frozen_quantizer(config, source.dim)
-    fingerprint = run_fingerprint("cluster", config, source, frozen) | {"model": model_hash(model)}
+    fingerprint = run_fingerprint("cluster", config, source, frozen) | {
+        "model": model_hash(model),
+        "calibration": model.calibration and model.calibration.model_dump(),
+    }
     run = Run(output, fingerprint, restart)
     with ray_session(address, debug):
         check_device(config)
@@ -87,7 +98,7 @@ def run_cluster_job(
         check_memory(source.rows, source.dim, shards, model, config)
         tasks = Tasks(run.work, run.saved, Progress())
         data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
-        link = link_by_model(model, ray.put(model), config.tau, config.compat)
+        link = choose_linker(model, config)
         options = LevelOptions(
             config.k,
             config.max_levels,
@@ -118,14 +129,21 @@ def run_cluster_job(
     return manifest
 
 
-def load_model(uri: str, config: Config) -> Lander:
-    """Read a checkpoint file, or ``model.safetensors`` in a directory.
+def choose_linker(model: AnyLander, config: Config) -> Linker:
+    """The way from the model's scores to links."""
+    if isinstance(model, Lander):
+        return link_by_model(model, ray.put(model), config.tau, config.compat)
+    return link_by_relations(model, ray.put(model), model.calibration or Calibration(), config.k, config.tau)
+
+
+def load_model(uri: str | None, config: Config) -> AnyLander:
+    """Read a checkpoint file, or ``model.safetensors`` in a directory; without either the general checkpoint.
 
     Raises:
         ModelError: there is none, or it cannot be used.
     """
-    where = Storage(uri)
-    if not uri.endswith((".pth", ".safetensors")):
+    where = Storage(uri or str(GENERAL))
+    if uri and not uri.endswith((".pth", ".safetensors")):
         where = where.child("model.safetensors")
     if not where.exists():
         raise ModelError(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from hilander_dist.cluster import links as cluster_links
 from hilander_dist.cluster.levels import LevelOptions, Nodes, run_levels
 from hilander_dist.cluster.links import Linker, link_by_model
 from hilander_dist.cluster.truth import link_by_labels, training_path
@@ -96,7 +97,7 @@ class Links:
 def recording(link: Linker, seen: list[Links]) -> Linker:
     """The same linker, which also keeps what it saw."""
 
-    def record(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> list[Ref]:
+    def record(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> cluster_links.Links:
         links = link(tasks, level, graph, prefix)
         node_id, nbr, sim, density, parent = (
             np.concatenate([block[name] for block in tasks.get(blocks)])
@@ -104,8 +105,8 @@ def recording(link: Linker, seen: list[Links]) -> Linker:
                 (level.nodes, "id_N"),
                 (graph, "nbr_NK"),
                 (graph, "sim_NK"),
-                (links, "density_N"),
-                (links, "parent_N"),
+                (links.blocks, "density_N"),
+                (links.blocks, "parent_N"),
             )
         )
         order = np.argsort(node_id)

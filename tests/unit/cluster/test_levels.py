@@ -7,7 +7,7 @@ import pytest
 
 from hilander_dist.cluster.features import FIXED_POINT
 from hilander_dist.cluster.levels import LevelOutput, Nodes, run_levels
-from hilander_dist.cluster.links import Linker, link_by_model, link_nothing
+from hilander_dist.cluster.links import Linker, Links, link_by_model, link_nothing
 from hilander_dist.knn.layout import CHUNK, Level
 from hilander_dist.run import Run
 from hilander_dist.storage import Storage
@@ -30,7 +30,7 @@ def source_nodes(x_ND: np.ndarray, parts: int = 2) -> Nodes:
     return Nodes(held(blocks), len(x_ND), x_ND.shape[1], len(x_ND))
 
 
-def halving(tasks: Tasks, level: Level, graph: list[Any], prefix: str) -> list[Any]:
+def halving(tasks: Tasks, level: Level, graph: list[Any], prefix: str) -> Links:
     """Each node of odd position links to the one before it."""
     blocks = []
     for start, stop in zip(level.starts[:-1], level.starts[1:], strict=True):
@@ -42,7 +42,7 @@ def halving(tasks: Tasks, level: Level, graph: list[Any], prefix: str) -> list[A
                 "confidence_N": np.where(position_N % 2, np.float32(1), np.float32(np.nan)),
             }
         )
-    return put_all(blocks)
+    return Links(put_all(blocks), {})
 
 
 def sizes(levels: list[LevelOutput]) -> list[tuple[int, int]]:
@@ -78,7 +78,7 @@ def test_the_reference_builds_no_graph_of_k_nodes_or_fewer(
 def test_a_level_without_edges_is_kept_only_at_the_bottom(tmp_path: Path) -> None:
     assert sizes(run_halving(tmp_path, 8, link=link_nothing)) == [(8, 8)]
 
-    def once(tasks: Tasks, level: Level, graph: list[Any], prefix: str) -> list[Any]:
+    def once(tasks: Tasks, level: Level, graph: list[Any], prefix: str) -> Links:
         return (halving if prefix == "level-0" else link_nothing)(tasks, level, graph, prefix)
 
     assert sizes(run_halving(tmp_path / "once", 8, link=once)) == [(8, 4)]

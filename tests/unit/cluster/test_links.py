@@ -39,7 +39,7 @@ def test_links_follow_from_the_scores_for_any_sharding(nodes: Block, compat: Com
     for shards in (1, 3):
         tasks = LocalTasks()
         level, graph = laid_out(tasks, nodes, shards, 6)
-        links = link_by_model(model, put(model), TAU, compat)(tasks, level, graph, "level-0")
+        links = link_by_model(model, put(model), TAU, compat)(tasks, level, graph, "level-0").blocks
         linked.append(joined(tasks, links))
         scores = joined(tasks, score_level(tasks, model, put(model), level, graph, plan_halo(tasks, level, graph), "x"))
         placed, edges = joined(tasks, level.nodes), joined(tasks, graph)
@@ -72,14 +72,14 @@ def test_a_tau_of_one_links_nothing(nodes: Block) -> None:
     tasks = LocalTasks()
     level, graph = laid_out(tasks, nodes, 2, 6)
     model = random_model(DIM, "gcn")
-    links = joined(tasks, link_by_model(model, put(model), 1.0, "default")(tasks, level, graph, "level-0"))
+    links = joined(tasks, link_by_model(model, put(model), 1.0, "default")(tasks, level, graph, "level-0").blocks)
     assert links["parent_N"].tolist() == list(range(level.n))
 
 
 def test_link_nothing_makes_every_node_a_peak(nodes: Block) -> None:
     tasks = LocalTasks()
     level, graph = laid_out(tasks, nodes, 3, 6)
-    links = joined(tasks, link_nothing(tasks, level, graph, "level-0"))
+    links = joined(tasks, link_nothing(tasks, level, graph, "level-0").blocks)
     assert links["parent_N"].tolist() == list(range(level.n))
     assert links["density_N"].tolist() == [0.0] * level.n
     assert np.isnan(links["confidence_N"]).all()

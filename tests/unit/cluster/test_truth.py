@@ -23,7 +23,7 @@ def nodes() -> Block:
 def test_each_node_links_to_its_most_similar_denser_neighbour(nodes: Block, merge_across_labels: bool) -> None:
     tasks = LocalTasks()
     level, graph = laid_out(tasks, nodes, 1, K)
-    links = joined(tasks, link_by_labels(merge_across_labels)(tasks, level, graph, "h/level-0"))
+    links = joined(tasks, link_by_labels(merge_across_labels)(tasks, level, graph, "h/level-0").blocks)
     placed, edges = joined(tasks, level.nodes), joined(tasks, graph)
     density_N = oracle.gt_density(placed["class_N"], edges["nbr_NK"], edges["sim_NK"])
     np.testing.assert_allclose(links["density_N"], density_N, rtol=1e-6)
@@ -49,7 +49,7 @@ def test_links_and_training_graphs_are_the_same_bytes_for_any_sharding(nodes: Bl
     for count in (1, shards):
         tasks = LocalTasks()
         level, graph = laid_out(tasks, nodes, count, K)
-        links = joined(tasks, link_by_labels(False)(tasks, level, graph, "h/level-0"))
+        links = joined(tasks, link_by_labels(False)(tasks, level, graph, "h/level-0").blocks)
         blocks = [tasks.blocks[training_path("h/level-0", s)] for s in range(level.shards)]
         results.append({**links, **vars(load_level_graph(blocks))})
     assert results[0].keys() >= {"x_ND", "c_ND", "nbr_NK", "sim_NK", "label_N", "gt_density_N", "parent_N"}
@@ -67,4 +67,4 @@ def test_similarities_are_compared_to_their_last_bit_and_down_to_zero() -> None:
     level = Level(4, (0, 4), put_all([nodes]), put(None), put(None))
     tasks = LocalTasks()
     links = link_by_labels(False)(tasks, level, put_all([{"nbr_NK": nbr_NK, "sim_NK": sim_NK}]), "h")
-    assert joined(tasks, links)["parent_N"].tolist() == [2, 1, 1, 1]
+    assert joined(tasks, links.blocks)["parent_N"].tolist() == [2, 1, 1, 1]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hilander_dist import __version__
 from hilander_dist.config import ModelConfig
 from hilander_dist.errors import ModelError
-from hilander_dist.lander.checkpoint import load_checkpoint, model_hash, save_checkpoint
+from hilander_dist.lander.checkpoint import AnyLander, load_checkpoint, model_hash, save_checkpoint
 from hilander_dist.lander.model import Lander
 
 OPTIONS: list[dict[str, Any]] = [
@@ -48,7 +48,8 @@ def message(data: bytes, **options: Any) -> str:
     return text
 
 
-def assert_same(one: Lander, other: Lander) -> None:
+def assert_same(one: AnyLander, other: Lander) -> None:
+    assert isinstance(one, Lander)
     assert one.dim == other.dim
     state = other.state_dict()
     assert one.state_dict().keys() == state.keys()
@@ -92,6 +93,7 @@ class TestOwnFormat:
             "hilander_version": __version__,
             "dim": 5,
             "model": ModelConfig(hidden=8).model_dump(),
+            "calibration": None,
             "training": {"epochs": "3"},
         }
 

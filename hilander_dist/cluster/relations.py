@@ -1,0 +1,218 @@
+"""LANDER on relational inputs over the shards of a level (``lander.relational``).
+
+What travels: once the neighbour lists, with which the overlaps are counted, and the mean similarity of each node; then, once
+a round, its state of ``hidden`` numbers. Edge inputs are made anew in each round from the graph and the counts, which take
+one byte a depth and edge. The statistics of the level are int64 sums over shards. Rows are worked on in full chunks, as in
+``cluster.forward``.
+
+Shapes: N nodes of a shard, K neighbours, T rows of a shard's table, Q depths, W width, F edge inputs.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hilander_dist.cluster.forward import Halo, in_chunks, make_table, to_tensor
+from hilander_dist.knn.layout import Level
+from hilander_dist.knn.shared import count_shared
+from hilander_dist.lander.relational import EdgeStats, RelationalLander, edge_density, edge_inputs, list_depths
+from hilander_dist.tasks import Block, Ref, Tasks
+
+_FIXED = 2.0**24
+"""Of sums of similarities, their squares and probabilities over edges: 2**39 edges fit an int64."""
+
+_NODES_AT_ONCE = 64
+"""64 nodes of 79 edges and 71 numbers are 1.4 MB, which stay in the cache."""
+
+
+def score_relations(
+    tasks: Tasks,
+    model: RelationalLander,
+    model_ref: Ref,
+    level: Level,
+    graph: list[Ref],
+    halo: Halo,
+    k: int,
+    prefix: str,
+) -> list[Ref]:
+    """Run the network over a level.
+
+    Returns:
+        Per shard a block of logit_NK float32 (0 at pads), density_N float32, and chance_2 int64: the sum of the
+        probabilities in units of 2**-24, and the number of edges.
+    """
+    S = level.shards
+    paths = [f"{prefix}/scores-{s:05d}.safetensors" for s in range(S)]
+    if tasks.saved.issuperset(paths):
+        return [tasks.load(path) for path in paths]
+    stats = merge_moments(tasks.get([tasks.call(moments, block) for block in graph]))
+    lists = [tasks.call(_lists, block) for block in graph]
+    lists_away = halo.tables(tasks, lists)
+    edges = [
+        tasks.call(
+            _edge_columns,
+            lists[s],
+            lists_away[s],
+            halo.local[s],
+            level.starts[s],
+            k,
+            save=f"{prefix}/shared-{s:05d}.safetensors",
+        )
+        for s in range(S)
+    ]
+    del lists, lists_away
+    states: list[Ref] = []
+    away: list[list[Ref]] = [[] for _ in range(S)]
+    for layer in range(model.num_conv):
+        states = [
+            tasks.call(
+                _next_states,
+                model_ref,
+                layer,
+                k,
+                stats,
+                graph[s],
+                edges[s],
+                halo.local[s],
+                states[s] if layer else None,
+                away[s],
+                save=f"{prefix}/states-{layer}-{s:05d}.safetensors",
+            )
+            for s in range(S)
+        ]
+        away = halo.tables(tasks, states)
+    scores = [
+        tasks.call(_score, model_ref, k, stats, graph[s], edges[s], halo.local[s], states[s], away[s], save=paths[s])
+        for s in range(S)
+    ]
+    del states, away, edges
+    tasks.wait(scores, f"{prefix} forward")
+    return scores
+
+
+def moments(graph: Block) -> np.ndarray:
+    """Number of edges, and the fixed-point sums of their similarities and squares: int64, length 3."""
+    real_NK = graph["nbr_NK"] >= 0
+    sim_E = graph["sim_NK"][real_NK].astype(np.float64)
+    return np.array([len(sim_E), np.rint(sim_E * _FIXED).sum(), np.rint(sim_E * sim_E * _FIXED).sum()], np.int64)
+
+
+def merge_moments(parts: list[np.ndarray]) -> EdgeStats:
+    """Mean and standard deviation of all edges; (0, 1) without any."""
+    count, total, squares = (sum(int(part[column]) for part in parts) for column in range(3))
+    if count == 0:
+        return EdgeStats(0.0, 1.0)
+    mean = total / _FIXED / count
+    # Copies of one row have no spread: nothing is told by similarity there.
+    return EdgeStats(mean, max(max(squares / _FIXED / count - mean * mean, 0.0) ** 0.5, 1e-3))
+
+
+def _lists(graph: Block) -> Block:
+    return {"nbr_NK": graph["nbr_NK"], "mean_N": mean_similarity(graph["sim_NK"], graph["nbr_NK"])}
+
+
+def mean_similarity(sim_NK: np.ndarray, nbr_NK: np.ndarray) -> np.ndarray:
+    """Mean similarity of each node to its neighbours, float32; 0 without any."""
+    count_N = np.maximum((nbr_NK >= 0).sum(1), 1)
+    mean_N: np.ndarray = (sim_NK.sum(1, dtype=np.float64) / count_N).astype(np.float32)
+    return mean_N
+
+
+def _edge_columns(lists: Block, away: list[Block], local_NK: np.ndarray, start: int, k: int) -> Block:
+    """What no round changes of a shard's edges: shared neighbours, the neighbours' mean similarity."""
+    table = make_table(lists, away)
+    position_N = start + np.arange(len(local_NK))
+    return {
+        "shared_NKQ": count_shared(lists["nbr_NK"], position_N, table["nbr_NK"], local_NK, list_depths(k)),
+        "nbr_mean_NK": table["mean_N"][np.maximum(local_NK, 0)],
+        "mean_N": lists["mean_N"],
+    }
+
+
+def _inputs(
+    k: int, stats: EdgeStats, nbr: Tensor, sim: Tensor, shared: Tensor, mean: Tensor, nbr_mean: Tensor
+) -> Tensor:
+    return edge_inputs(sim, shared, mean, nbr_mean, nbr >= 0, k, stats)
+
+
+def _edge_arrays(graph: Block, edges: Block, local_NK: np.ndarray) -> list[np.ndarray]:
+    return [local_NK, graph["sim_NK"], edges["shared_NKQ"], edges["mean_N"], edges["nbr_mean_NK"]]
+
+
+def _next_states(
+    model: RelationalLander,
+    layer: int,
+    k: int,
+    stats: EdgeStats,
+    graph: Block,
+    edges: Block,
+    local_NK: np.ndarray,
+    states: Block | None,
+    away: list[Block],
+) -> Block:
+    table, own = _state_table(model, states, away, len(local_NK))
+
+    def step(own_BW: Tensor, nbr_BK: Tensor, *rest: Tensor) -> Tensor:
+        return model.node_state(layer, _inputs(k, stats, nbr_BK, *rest), table, own_BW, nbr_BK)
+
+    (state_NW,) = in_chunks(_by_pieces(step), own, *_edge_arrays(graph, edges, local_NK))
+    return {"state_NW": state_NW}
+
+
+def _score(
+    model: RelationalLander,
+    k: int,
+    stats: EdgeStats,
+    graph: Block,
+    edges: Block,
+    local_NK: np.ndarray,
+    states: Block,
+    away: list[Block],
+) -> Block:
+    table, own = _state_table(model, states, away, len(local_NK))
+
+    def step(own_BW: Tensor, nbr_BK: Tensor, sim_BK: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        logit_BK = model.edge_logits(_inputs(k, stats, nbr_BK, sim_BK, *rest), table, own_BW, nbr_BK)
+        return logit_BK, edge_density(logit_BK.sigmoid(), sim_BK, nbr_BK)
+
+    logit_NK, density_N = in_chunks(_by_pieces(step), own, *_edge_arrays(graph, edges, local_NK))
+    p1_E = chances(logit_NK[local_NK >= 0])
+    chance_2 = np.array([np.rint(p1_E * _FIXED).sum(), len(p1_E)], dtype=np.int64)
+    return {"logit_NK": logit_NK, "density_N": density_N, "chance_2": chance_2}
+
+
+def chances(logit: np.ndarray, shift: float = 0.0) -> np.ndarray:
+    """Probabilities of log-odds that are moved by ``shift``, float64."""
+    chance: np.ndarray = 1 / (1 + np.exp(-(logit.astype(np.float64) + shift)))
+    return chance
+
+
+def mean_chance(parts: list[np.ndarray]) -> float:
+    """Mean probability over all edges of a level, from the shards' chance_2; 0.5 without any edge."""
+    total, count = (sum(int(part[column]) for part in parts) for column in range(2))
+    return total / _FIXED / count if count else 0.5
+
+
+def _state_table(
+    model: RelationalLander, states: Block | None, away: list[Block], rows: int
+) -> tuple[Tensor, np.ndarray]:
+    """The states of a shard's table, and its own rows of them; before the first round nothing, in the right shapes."""
+    if states is None:
+        return torch.zeros((1, model.config.hidden)), np.zeros((rows, model.config.hidden), dtype=np.float32)
+    return to_tensor(make_table(states, away)["state_NW"]), states["state_NW"]
+
+
+def _by_pieces(step: Any) -> Any:
+    """The step on a few nodes of a chunk at a time."""
+
+    def all_pieces(*columns: Tensor) -> tuple[Tensor, ...]:
+        results = [
+            step(*piece) for piece in zip(*(torch.split(column, _NODES_AT_ONCE) for column in columns), strict=True)
+        ]
+        if isinstance(results[0], Tensor):
+            return (torch.cat(results),)
+        return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+    return all_pieces

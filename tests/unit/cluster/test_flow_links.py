@@ -1,0 +1,115 @@
+"""Relational links: the same for any sharding, as one process computes them, on a forest to denser nodes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hilander_dist.cluster.flow_links import base_rate_shift, group_parents, link_by_relations
+from hilander_dist.cluster.forward import plan_halo
+from hilander_dist.cluster.links import Links
+from hilander_dist.cluster.relations import merge_moments, moments, score_relations
+from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.knn.layout import CHUNK
+from hilander_dist.lander.relational import RelationalLander, edge_inputs, list_depths
+from hilander_dist.tasks import Block
+from tests.local_tasks import LocalTasks, put
+from tests.points import with_duplicates
+from tests.unit.cluster.small import joined, laid_out, same_bytes
+from tests.unit.knn.test_shared import by_sets
+
+K = 12
+DIM = 12
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Block:
+    x_ND, _ = with_duplicates(0, 2 * CHUNK + 90, DIM)
+    return {"id_N": np.random.default_rng(1).permutation(5000)[: len(x_ND)], "x_ND": x_ND}
+
+
+@pytest.fixture(scope="module")
+def model() -> RelationalLander:
+    torch.manual_seed(3)
+    model = RelationalLander(ModelConfig(features="relational", hidden=8))
+    with torch.no_grad():
+        model.head.weight *= 20  # Else all probabilities are near one half.
+    return model
+
+
+def linked(nodes: Block, model: RelationalLander, shards: int, **calibration: Any) -> tuple[Links, Block, Block]:
+    tasks = LocalTasks()
+    level, graph = laid_out(tasks, nodes, shards, K)
+    link = link_by_relations(model, put(model), Calibration(**calibration), K, 0.5)
+    links = link(tasks, level, graph, "level-0")
+    return links, joined(tasks, links.blocks), joined(tasks, level.nodes)
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_links_are_the_same_bytes_for_any_sharding(nodes: Block, model: RelationalLander, shards: int) -> None:
+    one, other = linked(nodes, model, 1, forest_tau=0.6), linked(nodes, model, shards, forest_tau=0.6)
+    assert one[0].numbers == other[0].numbers
+    for name, array in one[1].items():
+        assert same_bytes(other[1][name], array), name
+    peaks = one[1]["parent_N"] == np.arange(len(one[1]["parent_N"]))
+    assert 5 < peaks.sum() < len(peaks) - 5
+
+
+def test_scores_are_those_of_the_whole_graph_in_one_forward(nodes: Block, model: RelationalLander) -> None:
+    tasks = LocalTasks()
+    level, graph = laid_out(tasks, nodes, 3, K)
+    scores = joined(
+        tasks, score_relations(tasks, model, put(model), level, graph, plan_halo(tasks, level, graph), K, "level-0")
+    )
+    edges = joined(tasks, graph)
+    nbr_NK, sim_NK = edges["nbr_NK"], edges["sim_NK"]
+    real_NK = nbr_NK >= 0
+    sim_E = sim_NK[real_NK].astype(np.float64)
+    stats = merge_moments([moments(edges)])
+    assert stats == pytest.approx((sim_E.mean(), sim_E.std()), rel=1e-5)
+    mean_N = np.array([row[real].mean() if real.any() else 0 for row, real in zip(sim_NK, real_NK, strict=True)])
+    mean = torch.from_numpy(mean_N.astype(np.float32))
+    nbr = torch.from_numpy(nbr_NK)
+    inputs = edge_inputs(
+        torch.from_numpy(sim_NK),
+        torch.from_numpy(by_sets(nbr_NK, list(list_depths(K)))),
+        mean,
+        mean[nbr.clamp(min=0)],
+        nbr >= 0,
+        K,
+        stats,
+    )
+    with torch.inference_mode():
+        logit_NK = model(inputs, nbr).numpy()
+    np.testing.assert_allclose(scores["logit_NK"], logit_NK, atol=2e-4)
+    p_NK = 1 / (1 + np.exp(-logit_NK.astype(np.float64)))
+    density_N = (sim_NK * (2 * p_NK - 1) * real_NK).sum(1) / np.maximum(real_NK.sum(1), 1)
+    np.testing.assert_allclose(scores["density_N"], density_N, atol=1e-4)
+
+
+def test_links_lead_to_denser_nodes_of_the_same_tree(nodes: Block, model: RelationalLander) -> None:
+    _, links, placed = linked(nodes, model, 2, forest_tau=0.9)
+    parent_N, density_N, id_N = links["parent_N"], links["density_N"], placed["id_N"]
+    child = np.flatnonzero(parent_N != np.arange(len(parent_N)))
+    for i, j in zip(child.tolist(), parent_N[child].tolist(), strict=True):
+        assert (density_N[j], -id_N[j]) > (density_N[i], -id_N[i])
+    # A link of the forest has a probability; a root that joined another tree has none.
+    sure = ~np.isnan(links["confidence_N"])
+    assert (links["confidence_N"][sure] > 0.9).all()
+    assert (~sure[child]).any()
+
+
+def test_the_base_rate_moves_edges_towards_the_levels_own(nodes: Block, model: RelationalLander) -> None:
+    few, _, _ = linked(nodes, model, 1, base_rate=0.9)
+    many, _, _ = linked(nodes, model, 1, base_rate=0.1)
+    assert few.numbers["mean_probability"] == many.numbers["mean_probability"]
+    assert few.numbers["base_rate_shift"] < 0 < many.numbers["base_rate_shift"]
+    assert base_rate_shift(0.3, 0.3) == 0
+    assert base_rate_shift(0.0, 0.5) == base_rate_shift(0.001, 0.5)
+
+
+def test_group_parents_are_densest_then_first_by_id() -> None:
+    group_R = np.array([0, 1, 0, 1, 0])
+    density_R = np.array([0.5, 0.2, 0.7, 0.2, 0.7], dtype=np.float32)
+    assert group_parents(group_R, density_R, np.array([1, 9, 8, 3, 4])).tolist() == [4, 3, 4, 3, 4]
