@@ -40,11 +40,13 @@ Shards = Annotated[int | None, typer.Option("--num-shards", help="shards of leve
 
 @app.command()
 def train(
-    input_uri: Input,
+    input_uris: Annotated[
+        list[str], typer.Option("--input", help="as of `cluster`, with labels; several with relational features")
+    ],
     output_uri: Output,
     config_file: ConfigFile = None,
     overrides: Overrides = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="passes over the level-0 graph")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="passes over the training data")] = None,
     num_workers: Annotated[int | None, typer.Option("--num-workers", help="DDP workers")] = None,
     seed: Seed = None,
     num_shards: Shards = None,
@@ -56,17 +58,23 @@ def train(
     with _reported(debug):
         flags = {"train.epochs": epochs, "train.num_workers": num_workers, "seed": seed, "num_shards": num_shards}
         config = load_config(config_file, overrides or (), flags)
-        _check_locations(input_uri, output_uri)
+        for input_uri in input_uris:
+            _check_locations(input_uri, output_uri)
         from hilander_dist.pipeline.train import run_train_job
 
-        run_train_job(input_uri, output_uri, config, address, debug, restart)
+        run_train_job(input_uris, output_uri, config, address, debug, restart)
 
 
 @app.command()
 def cluster(
     input_uri: Input,
-    model_uri: Annotated[str, typer.Option("--model", help="checkpoint, the directory of `hilander train`, or .pth")],
     output_uri: Output,
+    model_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="checkpoint, the directory of `hilander train`, or .pth; default: the general one"
+        ),
+    ] = None,
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     k: Neighbours = None,

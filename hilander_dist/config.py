@@ -109,19 +109,28 @@ class TrainConfig(_Options):
     """Let nodes of different classes merge while the training hierarchy is built, as the reference does."""
 
     epochs: int = Field(default=250, ge=1)
-    """Passes over the level-0 graph of the first hierarchy."""
+    """Passes over the level-0 graph of the first hierarchy. Relational: 8 by default, of 48 steps of two episodes each."""
+
+    episodes: int = Field(default=48, ge=1)
+    """Relational: number of small sets that are drawn from each data set to train on."""
+
+    holdout: float = Field(default=0.2, gt=0, lt=1)
+    """Relational: share of each data set's classes that are kept for validation and calibration."""
+
+    patience: int = Field(default=5, ge=1)
+    """Relational: epochs without a better clustering of the held-out classes after which training stops."""
 
     batch_size: int = Field(default=1024, ge=1)
     """Target nodes per optimiser step, over all workers together. (The paper's 4096 leaves small sets undertrained.)"""
 
     lr: float = Field(default=0.01, gt=0)
-    """Peak learning rate of SGD; a cosine takes it to 1e-5."""
+    """Peak learning rate of SGD; a cosine takes it to 1e-5. Relational: of AdamW, 0.003 by default."""
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD."""
 
     weight_decay: float = Field(default=1e-5, ge=0)
-    """L2 penalty on all parameters."""
+    """L2 penalty on all parameters. Relational: AdamW's decay, 0.001 by default."""
 
     balance: bool = True
     """Undersample the majority among same-class and different-class edges, per batch."""
@@ -186,6 +195,21 @@ class Config(_Options):
 
     train: TrainConfig = TrainConfig()
     """Meta-training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _relational_defaults(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and _features_of(given.get("model")) == "relational":
+            defaults = {"epochs": 8, "lr": 0.003, "weight_decay": 0.001}
+            train = given.get("train", {})
+            if isinstance(train, TrainConfig):
+                train = train.model_dump(exclude_unset=True)
+            return {**given, "train": {**defaults, **train}}
+        return given
+
+
+def _features_of(model: Any) -> Any:
+    return model.get("features") if isinstance(model, Mapping) else getattr(model, "features", None)
 
 
 def calibrated(config: Config, calibration: Calibration | None) -> Config:

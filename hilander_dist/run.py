@@ -1,17 +1,19 @@
 """A run directory: who owns it, how far it got, and when it is complete.
 
 manifest.json, assignments/, clusters/, bad_rows/, metrics.json   what the user came for
+inputs/NAME/bad_rows/       of one of several inputs
 _work/fingerprint.json      what this run depends on; a run with another fingerprint is refused
 _work/markers/NAME.json     a finished stage with its numbers, written after the stage's blocks
 _work/...                   blocks of stages
 _SUCCESS                    written last
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import hilander_dist
 from hilander_dist.errors import OutputError
@@ -20,7 +22,7 @@ from hilander_dist.storage import Storage
 WORK = "_work"
 SUCCESS = "_SUCCESS"
 FINGERPRINT = f"{WORK}/fingerprint.json"
-RESULTS = ("assignments/", "clusters/", "bad_rows/", "graph/", f"{WORK}/")
+RESULTS = ("assignments/", "clusters/", "bad_rows/", "graph/", "inputs/", f"{WORK}/")
 RESULT_FILES = ("manifest.json", "metrics.json", "metrics.jsonl", "model.safetensors", "quantizer.safetensors", SUCCESS)
 
 
@@ -53,6 +55,13 @@ class Run:
         elif not output.put_if_absent(FINGERPRINT, json.dumps(fingerprint, indent=2).encode()):
             raise OutputError(f"{output.uri} was claimed by another run just now: choose another --output")
         self.saved = frozenset(path.removeprefix(f"{WORK}/") for path in found if path.startswith(f"{WORK}/"))
+
+    def part(self, name: str) -> Self:
+        """The same run with files of its own in ``_work/NAME`` and ``inputs/NAME``: for one of several inputs."""
+        part = copy.copy(self)
+        part.output, part.work = self.output.child(f"inputs/{name}"), self.work.child(name)
+        part.saved = frozenset(path.removeprefix(f"{name}/") for path in self.saved if path.startswith(f"{name}/"))
+        return part
 
     def marker(self, name: str) -> dict[str, Any] | None:
         """The numbers of a stage that an earlier attempt finished, or None."""

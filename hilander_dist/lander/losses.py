@@ -71,12 +71,12 @@ def balance_mask(
     if min(n_pos, n_neg) == 0:
         return mask.copy()
     threshold = (min(n_pos, n_neg) << 53) // max(n_pos, n_neg)
-    drawn = (_hash(edge_id, seed, step) >> np.uint64(11)) < np.uint64(threshold)
+    drawn = (hash_ids(edge_id, seed, step) >> np.uint64(11)) < np.uint64(threshold)
     majority = same if n_pos > n_neg else ~same
     return mask & (drawn | ~majority)
 
 
-def _hash(edge_id: npt.NDArray[np.int64], seed: int, step: int) -> npt.NDArray[np.uint64]:
+def hash_ids(edge_id: npt.NDArray[np.int64], seed: int, step: int) -> npt.NDArray[np.uint64]:
     """64 uniform bits for each edge: SplitMix64's finaliser, applied to the seed, the step and the edge in turn."""
     key = np.array([seed & _MASK64], np.uint64)
     key = _mix(_mix(key) + np.uint64(step & _MASK64))

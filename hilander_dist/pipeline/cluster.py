@@ -87,7 +87,7 @@ def run_cluster_job(
             "use a model trained on embeddings of the same encoder"
         )
     frozen = frozen_quantizer(config, source.dim)
-    fingerprint = run_fingerprint("cluster", config, source, frozen) | {
+    fingerprint = run_fingerprint("cluster", config, source, quantizer=frozen) | {
         "model": model_hash(model),
         "calibration": model.calibration and model.calibration.model_dump(),
     }
@@ -201,20 +201,21 @@ def check_device(config: Config) -> None:
         raise ClusterError("knn_device is cuda and the Ray cluster has no GPU: add a GPU node, or set knn_device=cpu")
 
 
-def run_fingerprint(job: str, config: Config, source: Source, quantizer: Storage | None = None) -> dict[str, Any]:
+def run_fingerprint(job: str, config: Config, *sources: Source, quantizer: Storage | None = None) -> dict[str, Any]:
     """What the blocks and the result depend on; a run directory with another fingerprint is not gone on with."""
+    entries = [{"uri": source.uri, "files": source.listing()} for source in sources]
     return {
         "job": job,
         "config": config.model_dump(mode="json"),
         "quantizer": quantizer and hashlib.sha256(quantizer.read_bytes()).hexdigest(),
-        "input": {"uri": source.uri, "files": source.listing()},
+        "input": entries[0] if len(entries) == 1 else entries,
         "code": code_version(),
     }
 
 
 def manifest_head(job: str, config: Config, fingerprint: dict[str, Any], began: float) -> dict[str, Any]:
     """The part of a manifest that every job has."""
-    ended = time.time()
+    ended, read = time.time(), fingerprint["input"]
     digest = hashlib.sha256(repr(sorted(fingerprint.items())).encode()).hexdigest()
     return {
         "schema_version": MANIFEST_VERSION,
@@ -222,7 +223,7 @@ def manifest_head(job: str, config: Config, fingerprint: dict[str, Any], began: 
         "config": config.model_dump(mode="json"),
         "fingerprint": digest,
         "code": fingerprint["code"],
-        "input": fingerprint["input"]["uri"],
+        "input": [entry["uri"] for entry in read] if isinstance(read, list) else read["uri"],
         "model": fingerprint.get("model"),
         "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
         "seconds": round(ended - began, 3),

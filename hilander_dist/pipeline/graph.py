@@ -52,7 +52,7 @@ def run_graph_job(
     output.check_writable()
     source = open_source(input_uri, config.input)
     frozen = frozen_quantizer(config, source.dim)
-    fingerprint = run_fingerprint("graph", config, source, frozen)
+    fingerprint = run_fingerprint("graph", config, source, quantizer=frozen)
     run = Run(output, fingerprint, restart)
     with ray_session(address, debug):
         check_device(config)

@@ -1,20 +1,26 @@
-"""The training job: labelled embeddings in, ``model.safetensors`` out (algorithm.md 2)."""
+"""The training job: labelled embeddings in, ``model.safetensors`` out: by level graphs and raw features (algorithm.md 2), or by
+episodes and relational features (``meta_training``)."""
 
 import json
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from hilander_dist.cluster.levels import LevelOptions, Nodes, run_levels
 from hilander_dist.cluster.memory import bytes_per_row, check_memory
 from hilander_dist.cluster.truth import link_by_labels
 from hilander_dist.config import Config
-from hilander_dist.errors import InputError
+from hilander_dist.errors import ConfigError, InputError
 from hilander_dist.ingest import Ingested, ingest
+from hilander_dist.lander.level_course import LevelCourse
 from hilander_dist.lander.level_graphs import LevelGraph, load_level_graph
-from hilander_dist.lander.training import check_resources, fit
+from hilander_dist.lander.training import Epoch, check_resources, fit
 from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
+from hilander_dist.pipeline.calibration import calibrate
 from hilander_dist.pipeline.cluster import check_device, choose_shards, manifest_head, run_fingerprint
+from hilander_dist.pipeline.meta_training import draw_episodes, make_course
 from hilander_dist.run import Run
 from hilander_dist.runtime import ray_session
 from hilander_dist.source import open_source
@@ -23,7 +29,7 @@ from hilander_dist.tasks import Tasks
 
 
 def run_train_job(
-    input_uri: str,
+    input_uris: str | Sequence[str],
     output_uri: str,
     config: Config,
     address: str | None = None,
@@ -33,7 +39,8 @@ def run_train_job(
     """Meta-train LANDER on labelled embeddings.
 
     Args:
-        input_uri: as of ``run_cluster_job``, with labels.
+        input_uris: each as the input of ``run_cluster_job``, with labels. Several, of any dimensions, with relational
+            features only.
         output_uri: a new directory, or that of the same run, killed: then it goes on.
         config: all options.
         address: Ray cluster; see ``runtime.ray_session``.
@@ -48,46 +55,70 @@ def run_train_job(
         ClusterError: the cluster cannot do it.
     """
     began = time.time()
+    uris = [input_uris] if isinstance(input_uris, str) else list(input_uris)
+    relational = config.model.features == "relational"
+    if len(uris) > 1 and not relational:
+        raise ConfigError(f"{len(uris)} inputs need --set model.features=relational: raw features are of one encoder")
     output = Storage(output_uri)
     output.check_writable()
-    source = open_source(input_uri, config.input, need_label=True)
-    fingerprint = run_fingerprint("train", config, source)
+    sources = [open_source(uri, config.input, need_label=True) for uri in uris]
+    fingerprint = run_fingerprint("train", config, *sources)
     run = Run(output, fingerprint, restart)
     with ray_session(address, debug):
         check_resources(config.train)
         check_device(config)
-        shards = choose_shards(run, source, config)
-        check_memory(source.rows, source.dim, shards, None, config)
         tasks = Tasks(run.work, run.saved, Progress())
-        data = ingest(tasks, run, source, need_label=True, vectors=config.vectors)
-        classes = len(tasks.get(data.classes))
-        if classes < 2:
-            raise InputError(f"{input_uri}: {classes} class: at least two are needed to learn what to keep apart")
-        graphs = _level_graphs(tasks, run, data, config, shards)
-        logger.info("training", epochs=config.train.epochs, level_graphs=len(graphs), workers=config.train.num_workers)
-        trained = fit(
-            load_graphs,
-            graphs,
-            source.dim,
-            config.model,
-            config.train,
-            config.seed,
-            storage_path=run.work.child("train").uri,
-            run_name="lander",
-        )
-    output.put("model.safetensors", trained.checkpoint)
-    lines = [json.dumps({"epoch": epoch + 1, "loss": loss}) for epoch, loss in enumerate(trained.loss_E)]
-    output.put("metrics.jsonl", ("\n".join(lines) + "\n").encode())
+        inputs = [
+            ingest(tasks, run if len(uris) == 1 else run.part(f"{number:03d}"), source, True, config.vectors)
+            for number, source in enumerate(sources)
+        ]
+        if relational:
+            checkpoint, history, numbers = _train_relational(tasks, run, inputs, config)
+        else:
+            checkpoint, history, numbers = _train_raw(tasks, run, inputs[0], config)
+    output.put("model.safetensors", checkpoint)
+    output.put("metrics.jsonl", ("\n".join(map(json.dumps, history)) + "\n").encode())
+    bad = sum((Counter(data.bad) for data in inputs), Counter[str]())
     manifest = {
         **manifest_head("train", config, fingerprint, began),
-        "shards": shards,
-        "counts": {"rows": source.rows, "trained_on": data.rows, "classes": classes, "bad": data.bad},
-        "level_graphs": len(graphs),
-        "loss": trained.loss_E[-1],
+        "counts": {
+            "rows": sum(source.rows for source in sources),
+            "trained_on": sum(data.rows for data in inputs),
+            "classes": numbers.pop("classes"),
+            "bad": dict(bad),
+        },
+        **numbers,
+        "loss": history[-1]["loss"],
     }
     run.succeed(manifest)
-    logger.info("done", epochs=len(trained.loss_E), loss=round(trained.loss_E[-1], 4), output=output.uri)
+    logger.info("done", epochs=len(history), loss=round(history[-1]["loss"], 4), output=output.uri)
     return manifest
+
+
+Trained = tuple[bytes, list[Epoch], dict[str, Any]]
+"""A checkpoint, the epochs' numbers, and what else goes to the manifest."""
+
+
+def _train_relational(tasks: Tasks, run: Run, inputs: list[Ingested], config: Config) -> Trained:
+    episodes = draw_episodes(tasks, run, inputs, config)
+    logger.info("training", epochs=config.train.epochs, data_sets=len(inputs), workers=config.train.num_workers)
+    trained = fit(make_course(episodes, config), run.work.child("train").uri, "lander")
+    checkpoint, numbers = calibrate(tasks, trained, episodes, config)
+    return checkpoint, trained.history, {"classes": episodes.classes, "calibration": numbers}
+
+
+def _train_raw(tasks: Tasks, run: Run, data: Ingested, config: Config) -> Trained:
+    source = data.source
+    shards = choose_shards(run, source, config)
+    check_memory(source.rows, source.dim, shards, None, config)
+    classes = len(tasks.get(data.classes))
+    if classes < 2:
+        raise InputError(f"{source.uri}: {classes} class: at least two are needed to learn what to keep apart")
+    graphs = _level_graphs(tasks, run, data, config, shards)
+    logger.info("training", epochs=config.train.epochs, level_graphs=len(graphs), workers=config.train.num_workers)
+    course = LevelCourse(load_graphs, graphs, source.dim, config.model, config.train, config.seed)
+    trained = fit(course, run.work.child("train").uri, "lander")
+    return trained.checkpoint, trained.history, {"shards": shards, "classes": classes, "level_graphs": len(graphs)}
 
 
 def load_graphs(uris: list[str]) -> list[LevelGraph]:

@@ -3,7 +3,9 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hilander_dist.config import ModelConfig, TrainConfig
 from hilander_dist.errors import ClusterError, ConfigError, InputError
 from hilander_dist.lander import training
 from hilander_dist.lander.checkpoint import load_checkpoint
+from hilander_dist.lander.level_course import LevelCourse
 from hilander_dist.lander.level_graphs import LevelGraph, ground_truth_density
 
 # Ray Train imports Ray Data, whose defaults trip over their own deprecations.
@@ -20,6 +23,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
 
 MODEL = ModelConfig(hidden=16)
 TRAIN = TrainConfig(epochs=6, batch_size=64, lr=0.05)
+
+
+def course(load: Callable[[list[str]], list[LevelGraph]], *uris: str, **changed: Any) -> LevelCourse:
+    return LevelCourse(load, list(uris), 8, MODEL, TRAIN.model_copy(update=changed), 5)
 
 
 def make_graph(nodes: int, seed: int) -> LevelGraph:
@@ -74,11 +81,10 @@ def load_on_the_first_only(uris: list[str]) -> list[LevelGraph]:
 class TestFit:
     @pytest.mark.timeout(900)
     def test_one_and_two_workers_and_a_death_give_one_curve(self, tmp_path: Path) -> None:
-        two = TRAIN.model_copy(update={"num_workers": 2})
-        alone = training.fit(load_graphs, [], 8, MODEL, TRAIN, 5, str(tmp_path / "one"), "run")
-        pair = training.fit(load_graphs, [], 8, MODEL, two, 5, str(tmp_path / "two"), "run")
+        alone = training.fit(course(load_graphs), str(tmp_path / "one"), "run")
+        pair = training.fit(course(load_graphs, num_workers=2), str(tmp_path / "two"), "run")
         folder = tmp_path / "three"
-        mended = training.fit(load_graphs_then_die, [str(folder)], 8, MODEL, two, 5, str(folder), "run")
+        mended = training.fit(course(load_graphs_then_die, str(folder), num_workers=2), str(folder), "run")
 
         assert (folder / "died").exists()  # and load_graphs_then_die asserts that there was a checkpoint to go on from
         assert mended == pair
@@ -89,21 +95,17 @@ class TestFit:
         for key, value in one.items():
             np.testing.assert_allclose(value, other[key], atol=1e-5)
 
-        again = training.fit(load_on_the_first_only, [str(folder)], 8, MODEL, two, 5, str(folder), "run")
+        again = training.fit(course(load_on_the_first_only, str(folder), num_workers=2), str(folder), "run")
         assert again == mended
 
     def test_a_mistake_seen_by_one_worker_ends_the_training_of_all(self, tmp_path: Path) -> None:
-        two = TRAIN.model_copy(update={"num_workers": 2})
         with pytest.raises(InputError, match=r"^a: no such level graph, worker 1$"):
-            training.fit(load_on_the_first_only, ["a"], 8, MODEL, two, 5, str(tmp_path), "run")
+            training.fit(course(load_on_the_first_only, "a", num_workers=2), str(tmp_path), "run")
 
     def test_a_loss_that_explodes(self, tmp_path: Path) -> None:
-        wild = TRAIN.model_copy(update={"lr": 1e20})
         with pytest.raises(ConfigError, match=r"lower train\.lr"):
-            training.fit(load_graphs, [], 8, MODEL, wild, 5, str(tmp_path), "run")
+            training.fit(course(load_graphs, lr=1e20), str(tmp_path), "run")
 
     def test_too_few_cpus_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ClusterError, match=r"train\.num_workers=3: the cluster has 2 CPUs"):
-            training.fit(
-                load_graphs, [], 8, MODEL, TRAIN.model_copy(update={"num_workers": 3}), 5, str(tmp_path), "run"
-            )
+            training.fit(course(load_graphs, num_workers=3), str(tmp_path), "run")

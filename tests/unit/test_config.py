@@ -106,7 +106,7 @@ def test_an_unknown_option_is_answered_with_the_nearest_known_one(key: str, near
         ({"train": {"level_k": [1], "level_counts": [1]}}, "train.level_k must be at least 2"),
         ({"train": {"level_k": [2], "level_counts": [0]}}, "train.level_counts at least 1"),
         ({"train": {"level_k": [2, "x"]}}, "train.level_k.1: "),
-        ({"model": 3}, "model: expected a group of keys (encoder, "),
+        ({"model": 3}, "model: expected a group of keys (features, encoder, "),
         ({"model": None}, "model: expected a group of keys"),
         ({3: 1}, "unknown option 3"),
     ],

@@ -11,6 +11,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from hilander_dist.config import ModelConfig, TrainConfig
 from hilander_dist.errors import ClusterError
 from hilander_dist.lander import training
+from hilander_dist.lander.level_course import LevelCourse
 from hilander_dist.lander.level_graphs import LevelGraph
 
 
@@ -30,7 +31,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> No
 
     monkeypatch.setattr(training, "TorchTrainer", FailingTrainer)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
-    training.fit(load_nothing, [], 8, ModelConfig(), TrainConfig(), 0, str(tmp_path), "run")
+    training.fit(LevelCourse(load_nothing, [], 8, ModelConfig(), TrainConfig(), 0), str(tmp_path), "run")
 
 
 @pytest.mark.parametrize(
@@ -53,4 +54,4 @@ def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
     config = TrainConfig(num_workers=2, use_gpu=True)
     with pytest.raises(ClusterError, match=r"train\.num_workers=2: the cluster has 1 GPUs"):
-        training.fit(load_nothing, [], 8, ModelConfig(), config, 0, str(tmp_path), "run")
+        training.fit(LevelCourse(load_nothing, [], 8, ModelConfig(), config, 0), str(tmp_path), "run")

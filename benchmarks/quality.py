@@ -1,0 +1,251 @@
+"""Quality on classes, and on domains, never trained on: LANDER by the real commands, beside tuned peers.
+
+    python -m benchmarks.quality --data DIR [--sets ...] [--methods ...] [--seeds 0 1 2] [--json FILE]
+    python -m benchmarks.quality --data DIR --workers 1 2 4
+
+Everything is scored on the unseen half of each set's classes. What is trained or tuned, is on the other half:
+
+- raw gcn, raw gat, relational: LANDER trained on the set's own training half;
+- general: the checkpoint that comes with the package, trained on the training halves of all sets but digits;
+- left out: the recipe of the general checkpoint without the set: nothing is known of the domain;
+- HDBSCAN, DBSCAN, HAC, FINCH, Infomap with their best parameters on the training half; k-means told the number of classes.
+
+``--json`` keeps the rows in a file, and rows that it holds already are not measured again. ``--workers`` trains the
+relational model of one set with several numbers of workers instead and prints how far the final F differ.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+
+from benchmarks.peers import PEERS, run_kmeans
+from hilander_dist.config import load_config
+from hilander_dist.evaluate import contingency, scores
+from hilander_dist.pipeline.train import run_train_job
+from jobs.open_sets import GENERAL, SETS, Half, load_set, write_half
+
+LANDER = ("raw gcn", "raw gat", "relational", "general", "left out")
+METHODS = (*LANDER, *PEERS, "k-means, true k")
+RAW = ("model.hidden=128", "train.epochs=60")
+"""The default 512 and 250 take twenty times as long and overfit these small sets more."""
+
+RELATIONAL = ("model.features=relational",)
+TAU_STEPS = (-0.1, 0.1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
+    data: str
+    method: str
+    seed: int
+    pairwise_f: float
+    bcubed_f: float
+    nmi: float
+    clusters: int
+    classes: int
+    seconds: float
+    """Of training or tuning, and clustering."""
+    f_lost: float | None = None
+    """The most of the mean of both F that a tau 0.1 higher or lower loses; relational models."""
+
+
+class Folder(NamedTuple):
+    """Where the halves of all sets stand as Parquet, and the models that were trained."""
+
+    path: Path
+
+    def write(self, name: str, halves: tuple[Half, Half]) -> None:
+        """Both halves of a set."""
+        for kind, half in zip(("train", "unseen"), halves, strict=True):
+            write_half(half, self.path / f"{name}-{kind}.parquet")
+
+    def train(self, data: list[str], output: str, *arguments: str) -> str:
+        """Train on the training halves of sets; the model's directory."""
+        inputs = [part for name in data for part in ("--input", str(self.path / f"{name}-train.parquet"))]
+        hilander("train", *inputs, "--output", str(self.path / output), *arguments)
+        return str(self.path / output)
+
+    def cluster(self, data: str, *arguments: str) -> tuple[Any, float]:
+        """Scores of the final clusters of a set's unseen half, and the tau that was used."""
+        points, output = str(self.path / f"{data}-unseen.parquet"), tempfile.mkdtemp(dir=self.path)
+        hilander("cluster", "--input", points, "--output", output, *arguments)
+        final = json.loads(hilander("evaluate", "--assignments", output, "--labels", points, "--json"))["final"]
+        return final, json.loads(Path(output, "manifest.json").read_text())["config"]["tau"]
+
+
+def hilander(*arguments: str) -> str:
+    """Run the command; its standard output."""
+    command = [str(Path(sysconfig.get_path("scripts")) / "hilander"), *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
+
+
+def measure_lander(folder: Folder, data: str, method: str, seed: int, classes: int) -> Row:
+    """Train where the method says so, cluster the unseen half, score it."""
+    began = time.perf_counter()
+    with_seed, model = ("--seed", str(seed)), []
+    if method != "general":
+        names = [name for name in GENERAL if name != data] if method == "left out" else [data]
+        options = (*RAW, f"model.encoder={method[4:]}") if method.startswith("raw") else RELATIONAL
+        sets = [part for option in options for part in ("--set", option)]
+        output = f"{data}-{method}-{seed}".replace(" ", "-")
+        model = ["--model", folder.train(names, output, *with_seed, *sets)]
+    final, tau = folder.cluster(data, *model, *with_seed)
+    seconds, lost = time.perf_counter() - began, None
+    if not method.startswith("raw"):
+        moved = [folder.cluster(data, *model, *with_seed, "--tau", f"{tau + step:.3f}")[0] for step in TAU_STEPS]
+        lost = max(_mean_f(final) - _mean_f(other) for other in moved)
+    f = final["pairwise"]["f"], final["bcubed"]["f"]
+    return Row(data, method, seed, *f, final["nmi"], final["clusters"], classes, seconds, lost)
+
+
+def measure_peer(halves: tuple[Half, Half], data: str, method: str, seed: int) -> Row:
+    """Tune on the training half, cluster the unseen half."""
+    train, unseen = halves
+    classes = len(np.unique(unseen.label_N))
+    began = time.perf_counter()
+    if method in PEERS:
+        peer = PEERS[method]
+        cluster_N = peer.run(unseen.x_ND, peer.tune(train.x_ND, train.label_N))
+    else:
+        cluster_N = run_kmeans(unseen.x_ND, (classes, seed))
+    seconds = time.perf_counter() - began
+    found = scores(contingency(cluster_N, unseen.label_N))
+    return Row(data, method, seed, found.pairwise.f, found.bcubed.f, found.nmi, found.clusters, classes, seconds)
+
+
+def compare_workers(folder: Folder, data: str, workers: list[int]) -> str:
+    """Train with several numbers of workers on a Ray of as many CPUs; how far the final F differ."""
+    lines, found = [], []
+    for count in workers:
+        with ray_of(count):
+            config = load_config(overrides=[*RELATIONAL, f"train.num_workers={count}"])
+            output = str(folder.path / f"{data}-workers-{count}")
+            run_train_job(str(folder.path / f"{data}-train.parquet"), output, config)
+        final, _ = folder.cluster(data, "--model", output)
+        found.append((final["pairwise"]["f"], final["bcubed"]["f"]))
+        lines.append(f"{data:12}{count} workers{found[-1][0]:>9.4f}{found[-1][1]:>9.4f}")
+    spread = np.ptp(np.array(found), axis=0).max()
+    return "\n".join([*lines, f"largest difference of a final F: {spread:.4f} (asked: 0.005)"])
+
+
+@contextlib.contextmanager
+def ray_of(cpus: int) -> Iterator[None]:
+    """A local Ray that offers so many CPUs, whatever the machine has."""
+    ray.init(address="local", num_cpus=max(2, cpus), include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def format_rows(rows: list[Row]) -> str:
+    """One line per set and method: means over seeds, and the largest distance from the mean."""
+    names = ("pair F", "+-", "BCub F", "+-", "NMI", "clusters", "/ true", "seconds", "F lost")
+    lines = [f"{'data':12}{'method':18}" + "".join(f"{name:>9}" for name in names)]
+    for data, method in dict.fromkeys((row.data, row.method) for row in rows):
+        same = [row for row in rows if (row.data, row.method) == (data, method)]
+        table = np.array([(row.pairwise_f, row.bcubed_f, row.nmi, row.clusters, row.seconds) for row in same])
+        mean, spread = table.mean(0), np.abs(table - table.mean(0)).max(0)
+        lost = [row.f_lost for row in same if row.f_lost is not None]
+        lines.append(
+            f"{data:12}{method:18}{mean[0]:>9.3f}{spread[0]:>9.3f}{mean[1]:>9.3f}{spread[1]:>9.3f}{mean[2]:>9.3f}"
+            f"{mean[3]:>9.0f}{mean[3] / same[0].classes:>9.2f}{mean[4]:>9.1f}"
+            + (f"{max(lost):>9.3f}" if lost else f"{'-':>9}")
+        )
+    return "\n".join(lines)
+
+
+def format_figures(rows: list[Row]) -> str:
+    """The figures asked for, from the rows that are there."""
+    mean: dict[tuple[str, str], np.ndarray] = {}
+    for data, method in {(row.data, row.method) for row in rows}:
+        same = [(row.pairwise_f, row.bcubed_f) for row in rows if (row.data, row.method) == (data, method)]
+        mean[data, method] = np.mean(same, axis=0)
+    lines = []
+    for method in ("relational", "left out"):
+        margins = {}
+        for data in SETS:
+            peers = [mean[data, peer] for peer in PEERS if (data, peer) in mean]
+            if (data, method) in mean and peers:
+                # The best peer in each of both F, which need not be the same one.
+                margins[data] = mean[data, method] - np.max(peers, axis=0)
+        if margins:
+            above = sum(bool((margin > 0).all()) for margin in margins.values())
+            each = ", ".join(f"{data} {margin[0]:+.3f} {margin[1]:+.3f}" for data, margin in margins.items())
+            average = np.mean(list(margins.values()), axis=0)
+            lines.append(f"{method} less the best tuned peer (pairwise, BCubed): {each}")
+            lines.append(
+                f"  on average {average[0]:+.3f} {average[1]:+.3f}; above it in both on {above} of {len(margins)}"
+            )
+    ratios = {}
+    for data in SETS:
+        raw = [mean[data, kind][0] for kind in ("raw gcn", "raw gat") if (data, kind) in mean]
+        if raw and (data, "general") in mean:
+            ratios[data] = mean[data, "general"][0] / max(raw)
+    if ratios:
+        each = ", ".join(f"{data} {ratio:.2f}" for data, ratio in ratios.items())
+        lines.append(
+            f"general / best raw, pairwise F: {each}; on average {np.mean(list(ratios.values())):.2f} (asked: 1.47)"
+        )
+    return "\n".join(lines)
+
+
+def _mean_f(final: Any) -> float:
+    return float((final["pairwise"]["f"] + final["bcubed"]["f"]) / 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="directory with the .npz files")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--json", type=Path, help="keep the rows in this file")
+    parser.add_argument("--workers", nargs="+", type=int, help="compare numbers of workers on the first of --sets")
+    arguments = parser.parse_args()
+    kept = arguments.json and arguments.json.exists()
+    rows = [Row(**row) for row in json.loads(arguments.json.read_text())] if kept else []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Folder(Path(temporary))
+        halves = {name: load_set(arguments.data, name) for name in SETS}
+        for name, both in halves.items():
+            folder.write(name, both)
+        if arguments.workers:
+            print(compare_workers(folder, arguments.sets[0], arguments.workers))
+            return
+        for data, method, seed in itertools.product(arguments.sets, arguments.methods, arguments.seeds):
+            once = method == "general" or method in PEERS  # Nothing in them is drawn anew.
+            there = any((row.data, row.method, row.seed) == (data, method, seed) for row in rows)
+            if there or (once and seed != arguments.seeds[0]):
+                continue
+            classes = len(np.unique(halves[data][1].label_N))
+            if method in LANDER:
+                rows.append(measure_lander(folder, data, method, seed, classes))
+            else:
+                rows.append(measure_peer(halves[data], data, method, seed))
+            print(format_rows(rows[-1:]).splitlines()[-1], flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+    print(format_rows(rows))
+    print(format_figures(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Meta-training of a relational LANDER on episodes, and its validation on held-out classes.
+
+A step takes two episodes, in turn from each data set, so that all sets count alike whatever their size. A worker computes
+every W-th episode of the step; the loss of a step is the mean over its episodes, whatever W is. A worker reads an episode
+when its turn comes and keeps a few: none holds them all.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hilander_dist.config import Calibration, ModelConfig, TrainConfig
+from hilander_dist.lander.episodes import Block, same_class
+from hilander_dist.lander.relational import EdgeStats, RelationalLander, edge_inputs
+from hilander_dist.storage import Storage
+
+STEPS_PER_EPOCH = 48
+
+EPISODES_PER_STEP = 2
+
+_KEPT = 64
+"""Episodes that a worker keeps, of up to 3 MB."""
+
+_WARM_UP = 0.3
+"""Share of the steps in which the learning rate rises."""
+
+
+@dataclass(frozen=True)
+class EpisodeCourse:
+    """What a worker needs to train; see ``training.Course``."""
+
+    training: tuple[tuple[str, ...], ...]
+    """URIs of the episodes of each data set."""
+    validation: tuple[tuple[str, ...], ...]
+    """URIs of the held-out episodes of each data set."""
+    model: ModelConfig
+    train: TrainConfig
+    seed: int
+    calibration: Calibration
+    """With the base rate of training; ``validate`` uses its tau."""
+    score: Callable[[RelationalLander, Block, Calibration], tuple[float, float]]
+    """Pairwise and BCubed F of the clustering of an episode; module-level."""
+
+    def new_model(self) -> RelationalLander:
+        """An untrained model, the same for the same seed."""
+        torch.manual_seed(self.seed)
+        model = RelationalLander(self.model)
+        model.calibration = self.calibration
+        return model
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(model.parameters(), lr=self.train.lr, weight_decay=self.train.weight_decay)
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """A cosine up over the first 30% of the steps, and one down to nothing."""
+        done = step / steps
+        if done < _WARM_UP:
+            return self.train.lr * (1 + 24 * (1 - math.cos(math.pi * done / _WARM_UP)) / 2) / 25
+        return self.train.lr * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP))) / 2
+
+    def open(self) -> "EpisodeCourse":
+        """Nothing is read before it is needed."""
+        return self
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The same for any number of data sets."""
+        return STEPS_PER_EPOCH
+
+    def loss_share(self, model: nn.Module, step: int, rank: int, workers: int, device: torch.device) -> Tensor:
+        """This worker's part of a step's loss: cross-entropy of the edges, the mean of each episode, over the step's number.
+
+        A worker without an episode gives 0 with a gradient, for which the others wait.
+        """
+        total = sum((parameter.sum() * 0 for parameter in model.parameters()), torch.zeros((), device=device))
+        for number in range(rank, EPISODES_PER_STEP, workers):
+            episode = read_episode(self.episode_of(step * EPISODES_PER_STEP + number))
+            same_NK, real_NK = same_class(episode)
+            if not real_NK.any():
+                continue
+            inputs_NKF, nbr_NK = (part.to(device) for part in episode_tensors(episode))
+            logit_E = model(inputs_NKF, nbr_NK)[torch.from_numpy(real_NK).to(device)]
+            target_E = torch.from_numpy(same_NK[real_NK].astype(np.float32)).to(device)
+            total = total + functional.binary_cross_entropy_with_logits(logit_E, target_E) / EPISODES_PER_STEP
+        return total
+
+    def episode_of(self, place: int) -> str:
+        """The episode at a place of the endless sequence: the sets in turn, each in a new order whenever it is through."""
+        turn, domain = divmod(place, len(self.training))
+        uris = self.training[domain]
+        lap, at = divmod(turn, len(uris))
+        return uris[int(np.random.default_rng([self.seed, domain, lap]).permutation(len(uris))[at])]
+
+    def validate(self, model: nn.Module, rank: int, workers: int) -> tuple[Tensor, int]:
+        """Sums of pairwise and BCubed F over this worker's held-out episodes, and the number of all of them."""
+        every = [uri for domain in self.validation for uri in domain]
+        total_2 = torch.zeros(2, dtype=torch.float64)
+        assert isinstance(model, RelationalLander)
+        for uri in every[rank::workers]:
+            total_2 += torch.tensor(self.score(model, read_episode(uri), self.calibration), dtype=torch.float64)
+        return total_2, len(every)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def read_episode(uri: str) -> Block:
+    """An episode from the run's storage."""
+    return Storage(uri).read_block()
+
+
+def episode_tensors(episode: Block) -> tuple[Tensor, Tensor]:
+    """``inputs_NKF`` and ``nbr_NK`` of an episode, for ``RelationalLander.forward``."""
+    nbr_NK = torch.from_numpy(episode["nbr_NK"].astype(np.int64))
+    sim_NK = torch.from_numpy(episode["sim_NK"])
+    real_NK = nbr_NK >= 0
+    sim_E = episode["sim_NK"][episode["nbr_NK"] >= 0].astype(np.float64)
+    stats = EdgeStats(float(sim_E.mean()), max(float(sim_E.std()), 1e-3)) if len(sim_E) else EdgeStats(0.0, 1.0)
+    mean_N = sim_NK.sum(1) / real_NK.sum(1).clamp(min=1)
+    shared_NKQ = torch.from_numpy(episode["shared_NKQ"])
+    k = nbr_NK.shape[1] + 1
+    return edge_inputs(sim_NK, shared_NKQ, mean_N, mean_N[nbr_NK.clamp(min=0)], real_NK, k, stats), nbr_NK

@@ -1,0 +1,165 @@
+"""Episodes: what a relational LANDER is trained on. Each is a small labelled set drawn from a data set as a new one might be.
+
+A clusterer must not learn its training sets by heart: how large classes are, how hard the embedding is, how many neighbours
+a list has against how many a class has. So each episode takes other classes, in other shares, blurs or projects the vectors,
+and has its own graph, of 80 or fewer neighbours. Which rows it takes is decided per row by a hash of (seed, episode, id).
+
+Shapes: N rows, D dimensions, K = k - 1 neighbours, Q depths, C classes.
+"""
+
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+
+from hilander_dist.knn.shared import count_shared
+from hilander_dist.lander.losses import hash_ids
+from hilander_dist.lander.relational import list_depths
+
+Block = dict[str, np.ndarray]
+
+LONG, SHORT = (80, 40), (80, 80, 24, 80, 40, 80, 12, 80)
+"""Neighbours of validation graphs, to choose from, and of training graphs in turn. Short lists in training stand for classes
+that are large against the list: without them F on photos of 800 a class fell from .80 to .46."""
+
+ROWS_LONG, ROWS_SHORT = 1500, 2500
+"""Of a training episode with at least 60 neighbours, and with fewer."""
+
+ROWS_VALIDATION = 2500
+
+VALIDATION_EPISODES = 2
+"""For each length in LONG: classes as they are, and with sizes spread evenly over all magnitudes."""
+
+
+class Plan(NamedTuple):
+    """What an episode is made of."""
+
+    draw: int
+    """Rows are drawn by it; plans of one draw take the same rows of a class."""
+    k: int
+    class_M: np.ndarray
+    """int64, the classes that it takes rows of, ascending."""
+    keep_M: np.ndarray
+    """Chance of a row of each of them to be taken."""
+    noise: float
+    """Length of the normal noise that is added to unit rows; 0 for none."""
+    project: float
+    """Share of the dimensions that a random projection keeps; 1 for none."""
+
+
+def held_out_classes(classes: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Which classes are kept for validation, bool (C); at least two, and at least two are left to train on."""
+    count = min(max(round(classes * share), 2), classes - 2)
+    held_C = np.zeros(classes, dtype=bool)
+    held_C[rng.permutation(classes)[:count]] = True
+    return held_C
+
+
+def plan_training(number: int, size_C: np.ndarray, rng: np.random.Generator) -> Plan:
+    """An episode of training.
+
+    Args:
+        number: of the episode; decides the list length and how class sizes are drawn.
+        size_C: int64 rows of each class, 0 for those that are held out.
+        rng: decides the rest.
+    """
+    k = SHORT[number % len(SHORT)]
+    rows = ROWS_LONG if k >= 60 else ROWS_SHORT
+    class_M, keep_M = _class_shares(number % 4, size_C, rows, rng)
+    noise = float(np.exp(rng.uniform(np.log(0.2), np.log(1.5)))) if rng.random() < 0.7 else 0.0
+    project = float(rng.uniform(0.25, 0.75)) if rng.random() < 0.3 else 1.0
+    return Plan(number, k, class_M, keep_M, noise, project)
+
+
+def plan_validation(number: int, size_C: np.ndarray, rng: np.random.Generator) -> Plan:
+    """An episode of held-out classes; give those of one list length equal generators, so that they differ in it alone."""
+    mode = 2 if number % VALIDATION_EPISODES else 0
+    class_M, keep_M = _class_shares(mode, size_C, ROWS_VALIDATION, rng)
+    return Plan(-1 - number % VALIDATION_EPISODES, LONG[number // VALIDATION_EPISODES], class_M, keep_M, 0.0, 1.0)
+
+
+def _class_shares(mode: int, size_C: np.ndarray, rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of classes in random order until there are ``rows``: whole ones (mode 0), one share of all (1), sizes spread
+    evenly over all magnitudes (2), or exponential ones (3)."""
+    share = np.exp(rng.uniform(np.log(0.05), 0))
+    scale = np.exp(rng.uniform(np.log(3), np.log(60)))
+    keep: dict[int, float] = {}
+    taken = 0
+    for c in rng.permutation(np.flatnonzero(size_C)).tolist():
+        size = int(size_C[c])
+        wanted = (
+            size,
+            max(1, int(size * share)),
+            max(1, int(np.exp(rng.uniform(0, np.log(max(size, 1)))))),
+            min(size, max(1, int(rng.exponential(scale)))),
+        )[mode]
+        keep[c] = wanted / size
+        taken += wanted
+        if taken >= rows:
+            break
+    chosen = sorted(keep)
+    return np.array(chosen, dtype=np.int64), np.array([keep[c] for c in chosen])
+
+
+def pick_rows(id_N: np.ndarray, class_N: np.ndarray, plan: Plan, seed: int) -> np.ndarray:
+    """Which rows of a part an episode takes, bool (N); rows of no class (-1) never."""
+    drawn_N = hash_ids(id_N, seed, plan.draw).astype(np.float64) / 2.0**64
+    at_N = np.minimum(np.searchsorted(plan.class_M, class_N), len(plan.class_M) - 1)
+    picked_N: np.ndarray = (plan.class_M[at_N] == class_N) & (drawn_N < plan.keep_M[at_N])
+    return picked_N
+
+
+def build_episode(x_ND: np.ndarray, label_N: np.ndarray, plan: Plan, rng: np.random.Generator) -> Block:
+    """The episode's graph.
+
+    Args:
+        x_ND: unit rows.
+        label_N: int64 classes.
+        plan: of the episode.
+        rng: for noise and projection.
+
+    Returns:
+        nbr_NK int32 (-1 pads), sim_NK float32 (0 at pads), shared_NKQ uint8, label_N int64.
+    """
+    D = x_ND.shape[1]
+    x_ND = x_ND.astype(np.float32)
+    if plan.noise:
+        x_ND = x_ND + rng.normal(0, plan.noise / np.sqrt(D), x_ND.shape).astype(np.float32)
+    if plan.project < 1:
+        basis = np.linalg.qr(rng.normal(size=(D, max(2, int(D * plan.project)))))[0]
+        x_ND = x_ND @ basis.astype(np.float32)
+    x_ND = np.ascontiguousarray(x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12))
+    nbr_NK, sim_NK = exact_neighbours(x_ND, plan.k - 1)
+    shared_NKQ = count_shared(nbr_NK, np.arange(len(x_ND)), nbr_NK, nbr_NK, list_depths(plan.k))
+    return {"nbr_NK": nbr_NK.astype(np.int32), "sim_NK": sim_NK, "shared_NKQ": shared_NKQ, "label_N": label_N}
+
+
+def exact_neighbours(x_ND: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most similar other rows of each row, as a level's graph has them: nbr_NK int64 (-1 pads) and sim_NK float32;
+    only similarities above 0 count."""
+    N = len(x_ND)
+    nbr_NK, sim_NK = np.full((N, neighbours), -1), np.zeros((N, neighbours), dtype=np.float32)
+    if N == 0:
+        return nbr_NK, sim_NK
+    found = min(neighbours + 1, N)
+    sim_NF, nbr_NF = faiss.knn(x_ND, x_ND, found, metric=faiss.METRIC_INNER_PRODUCT)
+    other_NF = nbr_NF != np.arange(N)[:, None]
+    # A row with many copies may not be among its own neighbours: then the last one is left out.
+    other_NF[other_NF.all(1), -1] = False
+    nbr_NK[:, : found - 1] = nbr_NF[other_NF].reshape(N, found - 1)
+    sim_NK[:, : found - 1] = sim_NF[other_NF].reshape(N, found - 1)
+    real_NK = (nbr_NK >= 0) & (sim_NK > 0)
+    return np.where(real_NK, nbr_NK, -1), np.where(real_NK, sim_NK, np.float32(0))
+
+
+def same_class(episode: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Whether both ends of each edge are of one class, bool (N, K), and which places hold an edge."""
+    nbr_NK, label_N = episode["nbr_NK"], episode["label_N"]
+    real_NK = nbr_NK >= 0
+    return (label_N[nbr_NK] == label_N[:, None]) & real_NK, real_NK
+
+
+def same_share(episode: Block) -> float:
+    """Share of same-class edges; NaN without any edge."""
+    same_NK, real_NK = same_class(episode)
+    return float(same_NK.sum() / real_NK.sum()) if real_NK.any() else float("nan")

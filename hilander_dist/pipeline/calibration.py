@@ -1,0 +1,105 @@
+"""What a relational checkpoint is told on held-out classes: temperature, list length and tau.
+
+One forward per episode and wave: its probabilities are kept, and only the clustering is repeated for each tau.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from hilander_dist.cluster.local import f_scores, label_graph, score_graph
+from hilander_dist.lander.checkpoint import load_checkpoint, save_checkpoint
+from hilander_dist.lander.episode_course import read_episode
+from hilander_dist.lander.episodes import LONG, VALIDATION_EPISODES, same_class
+from hilander_dist.lander.relational import RelationalLander
+from hilander_dist.lander.training import TrainedModel
+from hilander_dist.monitor.log import logger
+from hilander_dist.pipeline.meta_training import Episodes
+from hilander_dist.tasks import Ref, Tasks
+
+TAUS = tuple(round(0.3 + 0.05 * step, 2) for step in range(9))
+
+TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(-4, 7))
+
+
+def calibrate(tasks: Tasks, trained: TrainedModel, episodes: Episodes, config: Any) -> tuple[bytes, dict[str, Any]]:
+    """Choose temperature, then k and tau, on the held-out episodes of all data sets, each set counting alike.
+
+    The temperature has the least cross-entropy; it is worked into the head's weights. Of the list lengths and taus the best
+    is that whose F, the mean of pairwise and BCubed, is largest on average over tau and its two neighbours.
+
+    Returns:
+        The checkpoint with its calibration, and what was found, for the manifest.
+    """
+    model = load_checkpoint(trained.checkpoint, "the trained model", config.model)
+    assert isinstance(model, RelationalLander)
+    assert model.calibration is not None
+    ref = ray.put(model)
+    entropies = [
+        [tasks.call(_entropies, ref, uri) for uri in domain[:VALIDATION_EPISODES]] for domain in episodes.validation
+    ]
+    mean_T = _mean_over_sets(tasks, entropies)
+    temperature = TEMPERATURES[int(mean_T.argmin())]
+    with torch.no_grad():
+        model.head.weight.div_(temperature)
+        model.head.bias.div_(temperature)
+    ref = ray.put(model)
+    table = {}
+    for number, k in enumerate(LONG):
+        first = number * VALIDATION_EPISODES
+        found = [
+            [tasks.call(sweep_taus, ref, uri) for uri in domain[first : first + VALIDATION_EPISODES]]
+            for domain in episodes.validation
+        ]
+        table[k] = _mean_over_sets(tasks, found)
+    k, at = max(
+        ((k, at) for k in LONG for at in range(1, len(TAUS) - 1)), key=lambda key: _smooth(table[key[0]], key[1])
+    )
+    model.calibration = model.calibration.model_copy(update={"k": k, "tau": TAUS[at]})
+    numbers = {
+        "temperature": round(temperature, 4),
+        "k": k,
+        "tau": TAUS[at],
+        "base_rate": model.calibration.base_rate,
+        "pairwise_f": round(float(table[k][at, 0]), 4),
+        "bcubed_f": round(float(table[k][at, 1]), 4),
+        "f_by_tau": {str(k): np.round(f_T2.mean(1), 4).tolist() for k, f_T2 in table.items()},
+    }
+    logger.info("calibrated", **{name: numbers[name] for name in ("k", "tau", "temperature", "pairwise_f", "bcubed_f")})
+    return save_checkpoint(model, {"history": str(len(trained.history))}), numbers
+
+
+def sweep_taus(model: RelationalLander, uri: str) -> np.ndarray:
+    """Pairwise and BCubed F of an episode's clusters at each of TAUS, (T, 2)."""
+    episode = read_episode(uri)
+    logit_NK, density_N = score_graph(model, episode)
+    assert model.calibration is not None
+    return np.array(
+        [
+            f_scores(
+                label_graph(episode["nbr_NK"], logit_NK, density_N, model.calibration.model_copy(update={"tau": tau})),
+                episode["label_N"],
+            )
+            for tau in TAUS
+        ]
+    )
+
+
+def _entropies(model: RelationalLander, uri: str) -> np.ndarray:
+    """Mean cross-entropy of an episode's edges at each of TEMPERATURES."""
+    episode = read_episode(uri)
+    logit_NK, _ = score_graph(model, episode)
+    same_NK, real_NK = same_class(episode)
+    signed_E = np.where(same_NK[real_NK], 1.0, -1.0) * logit_NK[real_NK]
+    return np.array([np.logaddexp(0, -signed_E / temperature).mean() for temperature in TEMPERATURES])
+
+
+def _mean_over_sets(tasks: Tasks, found: list[list[Ref]]) -> np.ndarray:
+    return np.asarray(np.mean([np.mean(tasks.get(domain), axis=0) for domain in found], axis=0))
+
+
+def _smooth(f_T2: np.ndarray, at: int) -> float:
+    return math.fsum(f_T2[at - 1 : at + 2].mean(1).tolist())

@@ -1,0 +1,139 @@
+"""Training of a relational LANDER on one or more labelled data sets: episodes, Ray Train, calibration.
+
+Each data set's rows stay in their parts. A part gives each episode the rows that it takes, a few thousand of all parts
+together, and one task builds the episode. So nothing grows with the data but the number of parts that are read once.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hilander_dist.cluster.local import score_episode
+from hilander_dist.config import Calibration, Config
+from hilander_dist.errors import InputError
+from hilander_dist.exchange import concat_blocks, shuffle, take_rows, unpack
+from hilander_dist.ingest import Ingested
+from hilander_dist.lander.episode_course import EpisodeCourse
+from hilander_dist.lander.episodes import (
+    LONG,
+    VALIDATION_EPISODES,
+    Plan,
+    build_episode,
+    held_out_classes,
+    pick_rows,
+    plan_training,
+    plan_validation,
+    same_share,
+)
+from hilander_dist.monitor.log import logger
+from hilander_dist.run import Run
+from hilander_dist.tasks import Block, Loader, Ref, Tasks
+
+LEAST_CLASSES = 4
+"""Two to train on, two to validate with."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """The episodes of all data sets."""
+
+    training: tuple[tuple[str, ...], ...]
+    """URIs, per data set."""
+    validation: tuple[tuple[str, ...], ...]
+    """URIs, per data set: first those with lists of LONG[0], then of LONG[1]."""
+    classes: int
+    base_rate: float
+    """Share of same-class edges in training, the mean over data sets of the mean over episodes."""
+
+
+def draw_episodes(tasks: Tasks, run: Run, inputs: list[Ingested], config: Config) -> Episodes:
+    """Draw and build the episodes of all data sets; they are saved, and an earlier attempt's are used again.
+
+    Raises:
+        InputError: a data set has fewer than four classes.
+    """
+    training, validation, shares = [], [], []
+    built: list[Ref] = []
+    classes = 0
+    for domain, data in enumerate(inputs):
+        refs, paths, found = _draw(tasks, data, domain, config)
+        classes += found
+        built += refs
+        shares.append([tasks.call(same_share, ref) for ref in refs[: config.train.episodes]])
+        uris = tuple(run.work.child(path).uri for path in paths)
+        training.append(uris[: config.train.episodes])
+        validation.append(uris[config.train.episodes :])
+    tasks.wait(built, "episodes")
+    base_rate = float(np.mean([np.nanmean(tasks.get(domain)) for domain in shares]))
+    return Episodes(tuple(training), tuple(validation), classes, base_rate)
+
+
+def make_course(episodes: Episodes, config: Config) -> EpisodeCourse:
+    """The course over the episodes; validation is on the longest lists."""
+    calibration = Calibration(k=LONG[0], max_levels=1, base_rate=round(episodes.base_rate, 6))
+    longest = tuple(uris[:VALIDATION_EPISODES] for uris in episodes.validation)
+    return EpisodeCourse(
+        episodes.training, longest, config.model, config.train, config.seed, calibration, score_episode
+    )
+
+
+def _draw(tasks: Tasks, data: Ingested, domain: int, config: Config) -> tuple[list[Ref], list[str], int]:
+    sizes = [tasks.call(_class_sizes, part, data.classes) for part in data.parts]
+    size_C = tasks.call(_add, sizes)
+    classes, rows = tasks.get(tasks.call(_shape, size_C))
+    if classes < LEAST_CLASSES:
+        raise InputError(
+            f"{data.source.uri}: {classes} classes: at least {LEAST_CLASSES} are needed, as some are kept for validation"
+        )
+    logger.info("data set", uri=data.source.uri, classes=classes, rows=rows)
+    numbers = config.train.episodes + VALIDATION_EPISODES * len(LONG)
+    names = [f"training-{n:05d}" for n in range(config.train.episodes)]
+    names += [f"validation-{n:05d}" for n in range(numbers - config.train.episodes)]
+    paths = [f"episodes/{domain:03d}/{name}.safetensors" for name in names]
+    if tasks.saved.issuperset(paths):
+        return [tasks.load(path) for path in paths], paths, classes
+    key = (config.seed, domain, config.train.episodes, config.train.holdout)
+    picked = [tasks.call(_pick, part, size_C, key, numbers, returns=numbers) for part in data.parts]
+    built = [
+        tasks.call(_build, inbox, size_C, key, number, save=path)
+        for number, (inbox, path) in enumerate(zip(shuffle(picked, numbers), paths, strict=True))
+    ]
+    return built, paths, classes
+
+
+def make_plan(size_C: np.ndarray, key: tuple[int, int, int, float], number: int) -> Plan:
+    """The plan of an episode: the first ones are for training, the others for validation on held-out classes."""
+    seed, domain, training, holdout = key
+    held_C = held_out_classes(len(size_C), holdout, np.random.default_rng([seed, domain, 0]))
+    if number < training:
+        return plan_training(number, np.where(held_C, 0, size_C), np.random.default_rng([seed, domain, 1, number]))
+    number -= training
+    rng = np.random.default_rng([seed, domain, 2, number % VALIDATION_EPISODES])
+    return plan_validation(number, np.where(held_C, size_C, 0), rng)
+
+
+def _class_sizes(part: Loader, classes: Any) -> np.ndarray:
+    class_N = part()["class_N"]
+    return np.bincount(class_N[class_N >= 0], minlength=len(classes))
+
+
+def _add(sizes: list[np.ndarray]) -> np.ndarray:
+    return np.asarray(np.sum(sizes, axis=0, dtype=np.int64))
+
+
+def _shape(size_C: np.ndarray) -> tuple[int, int]:
+    return int((size_C > 0).sum()), int(size_C.sum())
+
+
+def _pick(part: Loader, size_C: np.ndarray, key: tuple[int, int, int, float], numbers: int) -> Any:
+    block = part()
+    plans = [make_plan(size_C, key, number) for number in range(numbers)]
+    return unpack([take_rows(block, pick_rows(block["id_N"], block["class_N"], plan, key[0])) for plan in plans])
+
+
+def _build(inbox: list[Block], size_C: np.ndarray, key: tuple[int, int, int, float], number: int) -> Block:
+    rows = concat_blocks(inbox)
+    order = np.argsort(rows["id_N"])
+    rng = np.random.default_rng([key[0], key[1], 3, number])
+    return build_episode(rows["x_ND"][order], rows["class_N"][order], make_plan(size_C, key, number), rng)

@@ -1,0 +1,49 @@
+"""One process clusters a graph as the tasks over shards do."""
+
+import numpy as np
+import pytest
+import torch
+
+from hilander_dist.cluster.collapse import collapse
+from hilander_dist.cluster.flow_links import link_by_relations
+from hilander_dist.cluster.local import f_scores, label_graph, score_episode, score_graph
+from hilander_dist.cluster.roots import find_roots
+from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.knn.shared import count_shared
+from hilander_dist.lander.relational import RelationalLander, list_depths
+from tests.local_tasks import LocalTasks, put
+from tests.points import with_duplicates
+from tests.unit.cluster.small import joined, laid_out
+
+K = 12
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int) -> None:
+    x_ND, class_N = with_duplicates(0, 1100, 12)
+    torch.manual_seed(3)
+    model = RelationalLander(ModelConfig(features="relational", hidden=8))
+    with torch.no_grad():
+        model.head.weight *= 20
+    calibration = Calibration(forest_tau=0.6)
+    tasks = LocalTasks()
+    level, graph = laid_out(tasks, {"id_N": np.arange(len(x_ND)), "x_ND": x_ND}, shards, K)
+    links = link_by_relations(model, put(model), calibration, K, calibration.tau)(tasks, level, graph, "level-0")
+    pointers = find_roots(tasks, links.blocks, level.starts)
+    labels = joined(tasks, collapse(tasks, level, pointers, len(x_ND), "level-0").labels)["label_N"]
+
+    id_N = joined(tasks, level.nodes)["id_N"]
+    edges = joined(tasks, graph)
+    nbr_NK = edges["nbr_NK"]
+    shared_NKQ = count_shared(nbr_NK, np.arange(len(nbr_NK)), nbr_NK, nbr_NK, list_depths(K))
+    episode = {"nbr_NK": nbr_NK.astype(np.int32), "sim_NK": edges["sim_NK"], "shared_NKQ": shared_NKQ}
+    logit_NK, density_N = score_graph(model, episode)
+    found_N = label_graph(episode["nbr_NK"], logit_NK, density_N, calibration)
+    assert f_scores(found_N, labels) == (1.0, 1.0)
+    assert 10 < len(np.unique(labels)) < 1000
+    episode["label_N"] = class_N[id_N]
+    assert score_episode(model, episode, calibration) == f_scores(labels, class_N[id_N])
+
+
+def test_clusters_without_pairs_score_zero_where_there_are_pairs() -> None:
+    assert f_scores(np.arange(4), np.zeros(4, dtype=np.int64))[0] == 0

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hilander_dist.config import Calibration, ModelConfig, TrainConfig
+from hilander_dist.lander.episode_course import EpisodeCourse, read_episode
+from hilander_dist.lander.episodes import Block, Plan, build_episode
+from hilander_dist.lander.relational import RelationalLander
+from hilander_dist.storage import Storage
+from tests.points import clustered
+
+CPU = torch.device("cpu")
+
+
+def constant_score(model: RelationalLander, episode: Block, calibration: Calibration) -> tuple[float, float]:
+    return float(len(episode["label_N"])), 1.0
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> EpisodeCourse:
+    uris = []
+    for number in range(5):
+        x_ND, label_N = clustered(number, 60 + number, 8, 6)
+        plan = Plan(number, 6, np.zeros(0, int), np.zeros(0), 0.0, 1.0)
+        episode = build_episode(x_ND, label_N, plan, np.random.default_rng(number))
+        Storage(str(tmp_path)).write_block(f"{number}.safetensors", episode)
+        uris.append(str(tmp_path / f"{number}.safetensors"))
+    model = ModelConfig(features="relational", hidden=8)
+    return EpisodeCourse(
+        (tuple(uris[:3]), tuple(uris[3:])),
+        ((uris[0],), (uris[4], uris[3])),
+        model,
+        TrainConfig(),
+        7,
+        Calibration(),
+        constant_score,
+    )
+
+
+def test_sets_take_turns_and_each_lap_meets_every_episode(course: EpisodeCourse) -> None:
+    places = [course.episode_of(place) for place in range(24)]
+    first, second = places[::2], places[1::2]
+    assert all(set(first[at : at + 3]) == set(course.training[0]) for at in range(0, 12, 3))
+    assert all(set(second[at : at + 2]) == set(course.training[1]) for at in range(0, 12, 2))
+    assert len({tuple(first[at : at + 3]) for at in range(0, 12, 3)}) > 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_share_the_loss_of_a_step(course: EpisodeCourse, workers: int) -> None:
+    model = course.new_model()
+    shares = [course.loss_share(model, 4, rank, workers, CPU) for rank in range(workers)]
+    total = sum(share.item() for share in shares)
+    assert total == pytest.approx(course.loss_share(model, 4, 0, 1, CPU).item(), rel=1e-6)
+    # A worker without an episode still has a gradient for the others to wait for.
+    torch.stack([share.reshape(()) for share in shares]).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_an_untrained_model_depends_on_the_seed_alone(course: EpisodeCourse) -> None:
+    one, other = course.new_model().state_dict(), course.new_model().state_dict()
+    assert all(one[key].equal(other[key]) for key in one)
+
+
+def test_steps_lower_the_loss(course: EpisodeCourse) -> None:
+    model = course.new_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    losses = []
+    for step in range(30):
+        loss = course.loss_share(model, step, 0, 1, CPU)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_validation_is_shared_by_workers(course: EpisodeCourse) -> None:
+    model = course.new_model()
+    whole, count = course.validate(model, 0, 1)
+    assert count == 3
+    assert whole.tolist() == [60 + 64 + 63, 3]
+    parts = [course.validate(model, rank, 2)[0] for rank in range(2)]
+    assert (parts[0] + parts[1]).tolist() == whole.tolist()
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing(course: EpisodeCourse) -> None:
+    rates = [course.learning_rate(step, 100) for step in range(101)]
+    assert rates[0] == pytest.approx(course.train.lr / 25)
+    assert max(rates) == rates[30] == pytest.approx(course.train.lr)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_worker_keeps_what_it_has_read(course: EpisodeCourse) -> None:
+    assert read_episode(course.training[0][0]) is read_episode(course.training[0][0])

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hilander_dist.lander.episodes import (
+    LONG,
+    ROWS_VALIDATION,
+    VALIDATION_EPISODES,
+    Plan,
+    build_episode,
+    exact_neighbours,
+    held_out_classes,
+    pick_rows,
+    plan_training,
+    plan_validation,
+    same_class,
+    same_share,
+)
+from tests.points import clustered, random_rows
+
+
+def rng(*key: int) -> np.random.Generator:
+    return np.random.default_rng([9, *key])
+
+
+@given(st.integers(4, 300), st.floats(0.01, 0.99))
+def test_two_classes_are_left_on_either_side(classes: int, share: float) -> None:
+    held_C = held_out_classes(classes, share, rng())
+    assert 2 <= held_C.sum() <= classes - 2
+
+
+@given(st.integers(0, 200), st.lists(st.integers(0, 400), min_size=1, max_size=40).filter(any))
+@settings(deadline=None)
+def test_plans_take_shares_of_the_classes_that_are_there(number: int, sizes: list[int]) -> None:
+    size_C = np.array(sizes)
+    plan = plan_training(number, size_C, rng(number))
+    assert (size_C[plan.class_M] > 0).all()
+    assert (np.diff(plan.class_M) > 0).all()
+    assert ((plan.keep_M > 0) & (plan.keep_M <= 1)).all()
+    again = plan_training(number, size_C, rng(number))
+    np.testing.assert_array_equal(plan.keep_M, again.keep_M)
+
+
+def test_validation_plans_of_both_lengths_take_the_same_rows() -> None:
+    size_C = np.full(200, 50)
+    for mode in range(VALIDATION_EPISODES):
+        plans = [plan_validation(mode + length * VALIDATION_EPISODES, size_C, rng(mode)) for length in range(len(LONG))]
+        assert [plan.k for plan in plans] == list(LONG)
+        assert {plan.draw for plan in plans} == {-1 - mode}
+        np.testing.assert_array_equal(plans[0].keep_M, plans[1].keep_M)
+    whole = plan_validation(0, size_C, rng(0))
+    assert (whole.keep_M == 1).all()
+    assert len(whole.class_M) == ROWS_VALIDATION / 50
+
+
+def test_rows_are_drawn_by_their_id_whatever_part_they_are_in() -> None:
+    id_N, class_N = np.arange(20_000), rng(1).integers(-1, 5, 20_000)
+    plan = Plan(3, 80, np.array([1, 3]), np.array([0.25, 1.0]), 0.0, 1.0)
+    picked_N = pick_rows(id_N, class_N, plan, 0)
+    order = rng(2).permutation(20_000)
+    np.testing.assert_array_equal(pick_rows(id_N[order], class_N[order], plan, 0), picked_N[order])
+    share_C = [picked_N[class_N == c].mean() for c in range(-1, 5)]
+    assert share_C[4] == 1
+    assert share_C[2] == pytest.approx(0.25, abs=0.03)
+    assert share_C[0] == share_C[1] == share_C[3] == share_C[5] == 0
+    other = pick_rows(id_N, class_N, plan._replace(draw=4), 0)
+    assert (other != picked_N).any()
+
+
+def test_neighbours_are_the_most_similar_other_rows() -> None:
+    x_ND = random_rows(0, 60, 5)
+    x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
+    x_ND[7] = x_ND[8] = x_ND[9]
+    nbr_NK, sim_NK = exact_neighbours(np.ascontiguousarray(x_ND, np.float32), 9)
+    sim_NN = x_ND.astype(np.float64) @ x_ND.T
+    np.fill_diagonal(sim_NN, -np.inf)
+    for i in range(60):
+        real = nbr_NK[i] >= 0
+        assert i not in nbr_NK[i]
+        assert len(set(nbr_NK[i][real])) == real.sum()
+        best = np.sort(sim_NN[i])[::-1][:9]
+        np.testing.assert_allclose(sim_NK[i], np.where(best > 0, best, 0), atol=1e-6)
+        np.testing.assert_allclose(sim_NN[i, nbr_NK[i][real]], sim_NK[i][real], atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_few_rows_have_few_neighbours(rows: int) -> None:
+    nbr_NK, sim_NK = exact_neighbours(np.ones((rows, 4), np.float32) / 2, 5)
+    assert nbr_NK.shape == sim_NK.shape == (rows, 5)
+    assert ((nbr_NK >= 0).sum(1) == max(rows - 1, 0)).all()
+
+
+def test_an_episode_is_blurred_and_projected_and_knows_its_classes() -> None:
+    x_ND, label_N = clustered(0, 300, 16, 10)
+    plain = Plan(0, 10, np.zeros(0, int), np.zeros(0), 0.0, 1.0)
+    clean = build_episode(x_ND, label_N, plain, rng())
+    assert clean["nbr_NK"].shape == (300, 9)
+    assert clean["shared_NKQ"].shape == (300, 9, 4)
+    same_NK, real_NK = same_class(clean)
+    assert same_share(clean) == same_NK.sum() / real_NK.sum() > 0.5
+    assert not same_NK[~real_NK].any()
+    hard = build_episode(x_ND, label_N, plain._replace(noise=3.0), rng())
+    narrow = build_episode(x_ND, label_N, plain._replace(project=0.25), rng())
+    assert same_share(hard) < same_share(clean)
+    assert (narrow["nbr_NK"] != clean["nbr_NK"]).any()
+    assert np.isnan(same_share(build_episode(x_ND[:1], label_N[:1], plain, rng())))

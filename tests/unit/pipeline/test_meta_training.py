@@ -1,0 +1,81 @@
+"""Episodes are the same bytes however the rows are cut into parts; calibration chooses what the episodes say."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hilander_dist.config import Config, load_config
+from hilander_dist.errors import InputError
+from hilander_dist.ingest import Ingested
+from hilander_dist.lander.episodes import LONG, VALIDATION_EPISODES
+from hilander_dist.pipeline.meta_training import draw_episodes, make_course, make_plan
+from hilander_dist.run import Run
+from hilander_dist.storage import Storage
+from tests.local_tasks import LocalTasks, held, put
+from tests.points import clustered
+
+CLASSES = 12
+
+
+@dataclass(frozen=True)
+class NoSource:
+    uri: str = "there"
+
+
+def small(**changed: Any) -> Config:
+    options = {"model.features": "relational", "train.episodes": 6, **changed}
+    return load_config(overrides=[f"{key}={value}" for key, value in options.items()])
+
+
+def ingested(parts: int, classes: int = CLASSES) -> Ingested:
+    x_ND, class_N = clustered(0, 700, 8, classes)
+    id_N = np.random.default_rng(1).permutation(700)
+    blocks = [
+        {"id_N": id_N[rows], "x_ND": x_ND[rows], "class_N": class_N[rows]}
+        for rows in np.array_split(np.random.default_rng(parts).permutation(700), parts)
+    ]
+    return Ingested(NoSource(), held(blocks), 700, {}, put(list(range(classes))))  # type: ignore[arg-type]
+
+
+def drawn(where: Path, parts: int, config: Config) -> tuple[dict[str, bytes], Any]:
+    run = Run(Storage(str(where)), {})
+    episodes = draw_episodes(LocalTasks(run.work), run, [ingested(parts)], config)
+    files = {file.relative_to(where).as_posix(): file.read_bytes() for file in where.rglob("*.safetensors")}
+    return files, episodes
+
+
+def test_episodes_do_not_depend_on_the_parts(tmp_path: Path) -> None:
+    one, _ = drawn(tmp_path / "one", 1, small())
+    three, episodes = drawn(tmp_path / "three", 3, small())
+    assert one == three
+    assert len(one) == 6 + VALIDATION_EPISODES * len(LONG)
+    assert 0 < episodes.base_rate < 1
+    assert episodes.classes == CLASSES
+    other, _ = drawn(tmp_path / "seed", 1, small(seed=1))
+    assert all(other[name] != content for name, content in one.items())
+
+
+def test_validation_is_on_other_classes_than_training() -> None:
+    size_C = np.full(30, 20)
+    plans = [make_plan(size_C, (0, 0, 8, 0.2), number) for number in range(8 + VALIDATION_EPISODES * len(LONG))]
+    trained = {c for plan in plans[:8] for c in plan.class_M.tolist()}
+    validated = {c for plan in plans[8:] for c in plan.class_M.tolist()}
+    assert not trained & validated
+    assert len(validated) == 6
+
+
+def test_the_course_validates_on_the_longest_lists(tmp_path: Path) -> None:
+    _, episodes = drawn(tmp_path, 2, small())
+    course = make_course(episodes, small())
+    assert len(course.training[0]) == 6
+    assert course.validation == (episodes.validation[0][:VALIDATION_EPISODES],)
+    assert course.calibration.k == LONG[0]
+
+
+def test_too_few_classes_to_hold_any_out(tmp_path: Path) -> None:
+    run = Run(Storage(str(tmp_path)), {})
+    with pytest.raises(InputError, match="there: 3 classes: at least 4 are needed"):
+        draw_episodes(LocalTasks(run.work), run, [ingested(1, 3)], small())
