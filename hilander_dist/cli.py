@@ -27,6 +27,10 @@ app = typer.Typer(
 
 Input = Annotated[str, typer.Option("--input", help="Parquet file, directory or glob, or .npy; local or s3://")]
 Output = Annotated[str, typer.Option("--output", help="directory for the result; local or s3://")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="checkpoint, the directory of `hilander train`, or .pth; default: the general one"),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with options")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="set an option; repeatable")]
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster; default RAY_ADDRESS, else a local Ray")]
@@ -69,12 +73,7 @@ def train(
 def cluster(
     input_uri: Input,
     output_uri: Output,
-    model_uri: Annotated[
-        str | None,
-        typer.Option(
-            "--model", help="checkpoint, the directory of `hilander train`, or .pth; default: the general one"
-        ),
-    ] = None,
+    model_uri: Model = None,
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     k: Neighbours = None,
@@ -102,6 +101,37 @@ def cluster(
         from hilander_dist.pipeline.cluster import run_cluster_job
 
         run_cluster_job(input_uri, model_uri, output_uri, config, address, debug, restart)
+
+
+@app.command()
+def tune(
+    input_uri: Input,
+    labels_uri: Annotated[str, typer.Option("--labels", help="Parquet with columns id and label of some of the items")],
+    output_uri: Output,
+    model_uri: Model = None,
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    k: Neighbours = None,
+    seed: Seed = None,
+    num_shards: Shards = None,
+    restart: Restart = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Choose tau by a few hundred labelled items; writes model.safetensors and the F to expect (metrics.json)."""
+    with _reported(debug):
+        config = load_config(config_file, overrides or (), {"k": k, "seed": seed, "num_shards": num_shards})
+        _check_locations(input_uri, output_uri, model_uri)
+        from hilander_dist.storage import check_reachable
+
+        check_reachable(labels_uri)
+        from hilander_dist.pipeline.tune import run_tune_job
+
+        tuning = run_tune_job(input_uri, labels_uri, model_uri, output_uri, config, address, debug, restart)["tuning"]
+        typer.echo(
+            f"tau {tuning['tau']}: expect a pairwise F of {tuning['expected_pairwise_f']} and a BCubed F of"
+            f" {tuning['expected_bcubed_f']} ({tuning['labelled']} items of {tuning['classes']} classes)"
+        )
 
 
 @app.command()

@@ -111,8 +111,9 @@ class TrainConfig(_Options):
     epochs: int = Field(default=250, ge=1)
     """Passes over the level-0 graph of the first hierarchy. Relational: 8 by default, of 48 steps of two episodes each."""
 
-    episodes: int = Field(default=48, ge=1)
-    """Relational: number of small sets that are drawn from each data set to train on."""
+    episodes: int = Field(default=256, ge=1)
+    """Relational: number of small sets that are drawn from each data set to train on. With 48, each is met so often that it is
+    learnt by heart: F on sets left out fell by .05."""
 
     holdout: float = Field(default=0.2, gt=0, lt=1)
     """Relational: share of each data set's classes that are kept for validation and calibration."""

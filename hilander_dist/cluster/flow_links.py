@@ -9,6 +9,7 @@ One task adds up all pairs of trees and merges them: it holds O(trees) rows.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hilander_dist.cluster.links import Linker, Links, decode_shard, density_col
 from hilander_dist.cluster.relations import chances, mean_chance, score_relations
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.config import Calibration
-from hilander_dist.exchange import Starts, concat_blocks, partition_rows
+from hilander_dist.exchange import Starts, as_list, concat_blocks, partition_rows
 from hilander_dist.knn.layout import Level
 from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.monitor.log import logger
@@ -27,6 +28,22 @@ from hilander_dist.tasks import Block, Ref, Tasks
 
 FAR = 2.0
 """A correction of the base rate by more log-odds than this is reported: the model may not suit the data."""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A level's scores and its trees of sure links: what every tau has in common. Lists are per shard."""
+
+    starts: Starts
+    scores: list[Ref]
+    links: list[Ref]
+    own: list[Ref]
+    pointers: list[Ref]
+    pointers_away: list[list[Ref]]
+    local: list[Ref]
+    mean_probability: float
+    shift: float
+    """Of all log-odds, for the level's base rate."""
 
 
 def link_by_relations(model: RelationalLander, model_ref: Ref, calibration: Calibration, k: int, tau: float) -> Linker:
@@ -41,56 +58,71 @@ def link_by_relations(model: RelationalLander, model_ref: Ref, calibration: Cali
     """
 
     def link(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> Links:
-        S, starts = level.shards, level.starts
-        halo = plan_halo(tasks, level, graph)
-        scores = score_relations(tasks, model, model_ref, level, graph, halo, k, prefix)
-        rate = mean_chance(tasks.get([tasks.call(_chance, block) for block in scores]))
-        shift = base_rate_shift(rate, calibration.base_rate)
-        if abs(shift) > FAR:
-            logger.warning(
-                "base rate far from training's: check a sample of the clusters, or run `hilander tune`",
-                stage=prefix,
-                mean_probability=round(rate, 4),
-                training=calibration.base_rate,
-            )
-        own = [tasks.call(density_columns, scores[s], level.nodes[s]) for s in range(S)]
-        away = halo.tables(tasks, own)
-        sure = [tasks.call(_sure_edges, block) for block in scores]
-        forest = [
-            tasks.call(
-                decode_shard,
-                sure[s],
-                graph[s],
-                halo.local[s],
-                own[s],
-                away[s],
-                1 - calibration.forest_tau,
-                "default",
-                starts[s],
-            )
-            for s in range(S)
-        ]
-        pointers = find_roots(tasks, forest, starts)
-        pointers_away = halo.tables(tasks, pointers)
-        pairs = [
-            tasks.call(
-                _tree_pairs,
-                scores[s],
-                pointers[s],
-                pointers_away[s],
-                halo.local[s],
-                shift,
-                tau,
-            )
-            for s in range(S)
-        ]
-        roots = [tasks.call(_roots, pointers[s], own[s], starts[s]) for s in range(S)]
-        merged = tasks.call(_merge_trees, roots, pairs, starts, returns=S)
-        parents = merged if S > 1 else [merged]
-        links = [tasks.call(_join_roots, forest[s], parents[s], starts[s]) for s in range(S)]
-        return Links(links, {"mean_probability": round(rate, 6), "base_rate_shift": round(shift, 6)})
+        forest = grow_forest(tasks, model, model_ref, calibration, k, level, graph, prefix)
+        numbers = {
+            "mean_probability": round(forest.mean_probability, 6),
+            "base_rate_shift": round(forest.shift, 6),
+        }
+        return Links(merge_forest(tasks, forest, tau), numbers)
 
     return link
+
+
+def grow_forest(
+    tasks: Tasks,
+    model: RelationalLander,
+    model_ref: Ref,
+    calibration: Calibration,
+    k: int,
+    level: Level,
+    graph: list[Ref],
+    prefix: str,
+) -> Forest:
+    """Score a level and link what is sure; arguments as of ``link_by_relations``."""
+    S, starts = level.shards, level.starts
+    halo = plan_halo(tasks, level, graph)
+    scores = score_relations(tasks, model, model_ref, level, graph, halo, k, prefix)
+    mean_probability = mean_chance(tasks.get([tasks.call(_chance, block) for block in scores]))
+    shift = base_rate_shift(mean_probability, calibration.base_rate)
+    if abs(shift) > FAR:
+        logger.warning(
+            "base rate far from training's: look at a sample of the clusters, or recalibrate with `hilander tune`",
+            stage=prefix,
+            mean_probability=round(mean_probability, 4),
+            training=calibration.base_rate,
+        )
+    own = [tasks.call(density_columns, scores[s], level.nodes[s]) for s in range(S)]
+    away = halo.tables(tasks, own)
+    sure = [tasks.call(_sure_edges, block) for block in scores]
+    limit = 1 - calibration.forest_tau
+    links = [
+        tasks.call(decode_shard, sure[s], graph[s], halo.local[s], own[s], away[s], limit, "default", starts[s])
+        for s in range(S)
+    ]
+    pointers = find_roots(tasks, links, starts)
+    pointers_away = halo.tables(tasks, pointers)
+    return Forest(starts, scores, links, own, pointers, pointers_away, halo.local, mean_probability, shift)
+
+
+def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
+    """The level's links, per shard, after merges of trees with weights of probabilities above ``tau``."""
+    starts = forest.starts
+    S = len(starts) - 1
+    pairs = [
+        tasks.call(
+            _tree_pairs,
+            forest.scores[s],
+            forest.pointers[s],
+            forest.pointers_away[s],
+            forest.local[s],
+            forest.shift,
+            tau,
+        )
+        for s in range(S)
+    ]
+    roots = [tasks.call(_roots, forest.pointers[s], forest.own[s], starts[s]) for s in range(S)]
+    parents = as_list(tasks.call(_merge_trees, roots, pairs, starts, returns=S), S)
+    return [tasks.call(_join_roots, forest.links[s], parents[s], starts[s]) for s in range(S)]
 
 
 def base_rate_shift(mean_probability: float, base_rate: float) -> float:

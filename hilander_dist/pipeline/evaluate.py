@@ -24,17 +24,24 @@ def evaluate_uris(assignments_uri: str, labels_uri: str) -> dict[str, Any]:
     Raises:
         InputError: files that are missing, unreadable or do not fit together.
     """
-    try:
-        labels = pa.concat_tables(_tables(labels_uri, ["id", "label"]), promote_options="permissive")
-    except pa.ArrowException as error:
-        detail = " ".join(str(error).split())
-        raise InputError(
-            f"{labels_uri}: id or label of its files differ in type ({detail}): write them alike"
-        ) from None
+    labels = read_labels(labels_uri)
     is_run = bool(Storage(assignments_uri).list("assignments")) if "*" not in assignments_uri else False
     if is_run:
         assignments_uri = assignments_uri.rstrip("/") + "/assignments"
     return evaluate_tables(_tables(assignments_uri, None), labels)
+
+
+def read_labels(uri: str) -> pa.Table:
+    """The columns id and label of Parquet files.
+
+    Raises:
+        InputError: files that are missing, unreadable or do not fit together.
+    """
+    try:
+        return pa.concat_tables(_tables(uri, ["id", "label"]), promote_options="permissive")
+    except pa.ArrowException as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"{uri}: id or label of its files differ in type ({detail}): write them alike") from None
 
 
 def _tables(uri: str, columns: list[str] | None) -> Iterator[pa.Table]:

@@ -16,7 +16,7 @@ from tests import points
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-SMALL = "--epochs 2 --set model.hidden=16"
+SMALL = "--epochs 2 --set model.hidden=16 --set train.episodes=8"
 
 
 def commands() -> list[str]:
@@ -52,6 +52,7 @@ def test_every_command_has_a_test() -> None:
         "hilander evaluate",
         "hilander config",
         "hilander graph",
+        "hilander tune",
     )
     assert [command for command in commands() if not command.startswith(elsewhere + here)] == []
 
@@ -84,11 +85,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def test_train_cluster_evaluate(data: Path) -> None:
-    run(f"{one('hilander train')} {SMALL}", data)
-    run(one("hilander cluster --input embeddings"), data)
+def test_cluster_evaluate(data: Path) -> None:
+    run(one("hilander cluster --input embeddings.parquet --output clusters"), data)
     table = run(one("hilander evaluate"), data)
     assert "300 labelled items scored" in table
+
+
+def test_tune(data: Path) -> None:
+    labels = pq.read_table(data / "embeddings.parquet", columns=["id", "label"])
+    pq.write_table(labels.slice(0, 200), data / "labels.parquet")
+    assert "(200 items of 12 classes)" in run(one("hilander tune"), data)
+
+
+def test_train_and_cluster(data: Path) -> None:
+    run(f"{one('hilander train')} {SMALL}", data)
+    run(one("hilander cluster --input embeddings.parquet --model model"), data)
+    assert (data / "clusters-of-model" / "_SUCCESS").exists()
 
 
 def test_graph(data: Path) -> None:

@@ -1,0 +1,203 @@
+"""Relational LANDER by the real jobs: trained on two sets of other dimensions, applied to a third, tuned, killed."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from hilander_dist.config import Calibration, Config, ModelConfig, TrainConfig, load_config
+from hilander_dist.errors import ConfigError, InputError, ModelError
+from hilander_dist.lander import training
+from hilander_dist.lander.checkpoint import load_checkpoint
+from hilander_dist.lander.episode_course import EpisodeCourse
+from hilander_dist.pipeline.cluster import GENERAL, run_cluster_job
+from hilander_dist.pipeline.train import run_train_job
+from hilander_dist.pipeline.tune import run_tune_job
+from tests import points
+from tests.integration.conftest import read_assignments, result_bytes, write_points
+
+pytestmark = [
+    pytest.mark.usefixtures("local_ray"),
+    # Ray Train imports Ray Data, whose defaults trip over their own deprecations.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
+]
+
+UNSEEN, UNSEEN_CLASSES = 1500, 30
+
+
+def small(*overrides: str) -> Config:
+    return load_config(
+        overrides=["model.features=relational", "model.hidden=8", "train.episodes=12", "train.epochs=2", *overrides]
+    )
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two labelled sets of 12 and 20 dimensions, and one of 16 that is not trained on."""
+    folder = tmp_path_factory.mktemp("sets")
+    files = {}
+    for name, seed, n, dim, classes in (
+        ("a", 1, 600, 12, 20),
+        ("b", 2, 500, 20, 12),
+        ("c", 3, UNSEEN, 16, UNSEEN_CLASSES),
+    ):
+        x_ND, label_N = points.clustered(seed, n, dim, classes)
+        files[name] = write_points(folder / f"{name}.parquet", x_ND, labels=label_N)
+    return files
+
+
+@pytest.fixture(scope="module")
+def trained(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+    output = tmp_path_factory.mktemp("trained") / "model"
+    run_train_job([str(sets["a"]), str(sets["b"])], str(output), small())
+    return output
+
+
+def scores_of(run: Path) -> dict[str, Any]:
+    final: dict[str, Any] = json.loads((run / "metrics.json").read_text())["final"]
+    return final
+
+
+def test_training_leaves_a_calibrated_checkpoint_and_its_numbers(trained: Path) -> None:
+    model = load_checkpoint((trained / "model.safetensors").read_bytes(), "trained", ModelConfig())
+    assert model.config.features == "relational"
+    assert model.calibration is not None
+    assert model.calibration.max_levels == 1
+    found = json.loads((trained / "manifest.json").read_text())
+    assert found["calibration"]["tau"] == model.calibration.tau
+    assert found["counts"]["classes"] == 32
+    assert len(found["input"]) == 2
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[1]["loss"] < lines[0]["loss"]
+    assert all(0 <= line[name] <= 1 for line in lines for name in ("pairwise_f", "bcubed_f"))
+
+
+def test_a_set_of_another_dimension_is_clustered_the_same_for_any_sharding(
+    trained: Path, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    runs = []
+    for shards in (1, 3):
+        output = tmp_path / str(shards)
+        manifest = run_cluster_job(str(sets["c"]), str(trained), str(output), Config(num_shards=shards))
+        assert manifest["shards"] == shards
+        runs.append(result_bytes(output))
+    assert runs[0] == runs[1]
+    assert manifest["config"]["k"] in (80, 40)
+    level = manifest["levels"][0]
+    assert 0 < level["mean_probability"] < 1
+    final = scores_of(output)
+    assert final["pairwise"]["f"] > 0.6
+    assert UNSEEN_CLASSES / 2 <= final["clusters"] <= UNSEEN_CLASSES * 2
+
+
+def test_the_general_checkpoint_is_the_default(sets: dict[str, Path], tmp_path: Path) -> None:
+    assert GENERAL.stat().st_size < 4 * 2**20
+    manifest = run_cluster_job(str(sets["c"]), None, str(tmp_path / "run"), Config())
+    general = load_checkpoint(GENERAL.read_bytes(), "general", ModelConfig())
+    assert general.calibration is not None
+    assert manifest["config"]["tau"] == general.calibration.tau
+    assert manifest["config"]["max_levels"] == 1
+    final = scores_of(tmp_path / "run")
+    assert final["pairwise"]["f"] > 0.8
+    # An option of the user's goes before the checkpoint's.
+    other = run_cluster_job(str(sets["c"]), None, str(tmp_path / "other"), Config(k=20, tau=0.9))
+    assert (other["config"]["k"], other["config"]["tau"]) == (20, 0.9)
+
+
+def test_tuning_by_some_labels(sets: dict[str, Path], tmp_path: Path) -> None:
+    table = pq.read_table(sets["c"], columns=["id", "label"])
+    some = np.random.default_rng(0).permutation(UNSEEN)[:300]
+    pq.write_table(table.take(some), tmp_path / "labels.parquet")
+    arguments = str(sets["c"]), str(tmp_path / "labels.parquet"), None
+    one = run_tune_job(*arguments, str(tmp_path / "tuned"), Config())
+    three = run_tune_job(*arguments, str(tmp_path / "three"), Config(num_shards=3))
+    assert one["tuning"] == three["tuning"]
+    tuning = one["tuning"]
+    assert tuning["labelled"] == 300
+    by_tau = {row["tau"]: row for row in tuning["by_tau"]}
+    assert by_tau[tuning["tau"]]["pairwise_f"] >= tuning["expected_pairwise_f"] - 0.05
+    manifest = run_cluster_job(str(sets["c"]), str(tmp_path / "tuned"), str(tmp_path / "run"), Config())
+    assert manifest["config"]["tau"] == tuning["tau"]
+    # What was expected is what came out, for the labelled items and for all.
+    assert scores_of(tmp_path / "run")["pairwise"]["f"] == pytest.approx(tuning["expected_pairwise_f"], abs=0.1)
+    clusters = read_assignments(tmp_path / "run")
+    assert len(clusters) == UNSEEN
+
+
+def test_labels_of_other_items_are_refused(sets: dict[str, Path], tmp_path: Path) -> None:
+    x_ND, label_N = points.clustered(0, 20, 4, 3)
+    write_points(tmp_path / "labels.parquet", x_ND, ids=np.arange(20) + 10**6, labels=label_N)
+    with pytest.raises(InputError, match=r"0 of its 20 items are in the input, of 0 classes: .*ids must be those"):
+        run_tune_job(str(sets["c"]), str(tmp_path / "labels.parquet"), None, str(tmp_path / "run"), Config())
+
+
+def test_what_raw_features_cannot_do_is_refused(sets: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"2 inputs need --set model\.features=relational"):
+        run_train_job([str(sets["a"]), str(sets["b"])], str(tmp_path / "raw"), Config())
+
+
+def wait_and_die(course: EpisodeCourse, folder: Path) -> None:
+    """End this process once a checkpoint is registered, the first time."""
+    snapshot, died = folder / "run" / "checkpoint_manager_snapshot.json", folder / "died"
+    while not (snapshot.exists() and "checkpoint_2" in snapshot.read_text()):
+        time.sleep(0.005)
+    try:
+        died.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    os._exit(1)
+
+
+class DyingCourse(EpisodeCourse):
+    """One process that trains it ends itself, once."""
+
+    def open(self) -> EpisodeCourse:
+        training.REPORT_EVERY_S = 0.0
+        folder = Path(self.training[0][0]).parents[2]
+        if (folder / "died").exists():
+            assert ray.train.get_checkpoint() is not None
+        else:
+            threading.Thread(target=wait_and_die, args=(self, folder), daemon=True).start()
+        return self
+
+
+@pytest.mark.timeout(900)
+def test_workers_and_a_death_give_one_curve(sets: dict[str, Path], trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from hilander_dist.cluster.local import score_episode
+
+    shutil.copytree(trained / "_work" / "episodes", tmp_path / "episodes")
+    uris = tuple(
+        tuple(sorted(str(file) for file in (tmp_path / "episodes" / domain).glob("training-*")))
+        for domain in ("000", "001")
+    )
+    held = tuple((str(next((tmp_path / "episodes" / domain).glob("validation-*"))),) for domain in ("000", "001"))
+    model = ModelConfig(features="relational", hidden=8)
+    found = {}
+    for name, course, workers in (
+        ("one", EpisodeCourse, 1),
+        ("two", EpisodeCourse, 2),
+        ("dying", DyingCourse, 2),
+    ):
+        train = TrainConfig(epochs=4, lr=0.003, num_workers=workers)
+        where = tmp_path if name == "dying" else tmp_path / name
+        found[name] = training.fit(course(uris, held, model, train, 5, Calibration(), score_episode), str(where), "run")
+    assert (tmp_path / "died").exists()
+    assert found["dying"] == found["two"]
+    np.testing.assert_allclose(found["two"].loss_E, found["one"].loss_E, rtol=1e-3)
+    for one, other in zip(found["one"].history, found["two"].history, strict=True):
+        assert other["pairwise_f"] == pytest.approx(one["pairwise_f"], abs=0.005)
+
+
+def test_official_weights_have_raw_features(trained: Path) -> None:
+    with pytest.raises(ModelError, match="has raw features"):
+        load_checkpoint(b"PK\x03\x04" + bytes(20), "x.pth", ModelConfig(features="relational"))
