@@ -57,6 +57,10 @@ class Calibration(_Options):
     forest_tau: float = Field(default=0.95, gt=0, lt=1)
     """Relational: links above this probability join before any merge of clusters."""
 
+    pair_tau: float = Field(default=0.33, gt=0, lt=1)
+    """Relational: after the merges of the map equation, two clusters above this probability merge. A third, not a half:
+    chosen by sets left out of training."""
+
 
 class ModelConfig(_Options):
     """The shape of LANDER (algorithm.md 1.5, 1.6)."""

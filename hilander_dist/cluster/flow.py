@@ -27,15 +27,15 @@ def edge_weights(p1_NK: np.ndarray, tau: float) -> np.ndarray:
     return np.rint(np.maximum(excess_NK, 0) * WEIGHT_ONE).astype(np.int64)
 
 
-def sum_pairs(u_E: np.ndarray, v_E: np.ndarray, weight_E: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Add up the weights of equal pairs, whichever of both comes first; pairs ascend by (u, v), u < v."""
+def sum_pairs(u_E: np.ndarray, v_E: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Add up the columns of equal pairs, whichever of both comes first; pairs ascend by (u, v), u <= v."""
     low_E, high_E = np.minimum(u_E, v_E), np.maximum(u_E, v_E)
     order = np.lexsort((high_E, low_E))
-    low_E, high_E, weight_E = low_E[order], high_E[order], weight_E[order]
+    low_E, high_E = low_E[order], high_E[order]
     if len(order) == 0:
-        return low_E, high_E, weight_E
+        return low_E, high_E, *columns
     first = np.flatnonzero(np.r_[True, (low_E[1:] != low_E[:-1]) | (high_E[1:] != high_E[:-1])])
-    return low_E[first], high_E[first], np.add.reduceat(weight_E, first)
+    return low_E[first], high_E[first], *(np.add.reduceat(column[order], first) for column in columns)
 
 
 def merge_flow(total_C: np.ndarray, u_E: np.ndarray, v_E: np.ndarray, weight_E: np.ndarray) -> np.ndarray:

@@ -1,11 +1,11 @@
 """Links of a level by relational scores: a forest of sure links first, then merges of whole trees by the map equation.
 
 Trees of links with a probability above ``forest_tau`` are formed as ever (``decode``). The edges between them are added up
-per pair of trees, with probabilities corrected by the level's base rate, and trees merge by ``flow``: a decision on all
-edges between two clusters, not on one. In the end each merged tree's root links to the densest root of its group. So every
-node still has at most one link, to a denser one.
+per pair of trees, with probabilities corrected by the level's base rate; trees merge by ``flow``, then by ``pairs``: each a
+decision on all edges between two clusters, not on one. In the end each merged tree's root links to the densest root of its
+group. So every node still has at most one link, to a denser one.
 
-One task adds up all pairs of trees and merges them: it holds O(trees) rows.
+One task adds up all pairs of trees and merges them: it holds 40 bytes for each pair.
 """
 
 import math
@@ -17,6 +17,7 @@ import numpy as np
 from hilander_dist.cluster.flow import edge_weights, merge_flow, sum_pairs
 from hilander_dist.cluster.forward import make_table, plan_halo
 from hilander_dist.cluster.links import Linker, Links, decode_shard, density_columns
+from hilander_dist.cluster.pairs import CHANCE_ONE, Clusters, contract, merge_pairs
 from hilander_dist.cluster.relations import chances, mean_chance, score_relations
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.config import Calibration
@@ -44,6 +45,9 @@ class Forest:
     mean_probability: float
     shift: float
     """Of all log-odds, for the level's base rate."""
+    model_ref: Ref
+    k: int
+    pair_tau: float
 
 
 def link_by_relations(model: RelationalLander, model_ref: Ref, calibration: Calibration, k: int, tau: float) -> Linker:
@@ -101,7 +105,20 @@ def grow_forest(
     ]
     pointers = find_roots(tasks, links, starts)
     pointers_away = halo.tables(tasks, pointers)
-    return Forest(starts, scores, links, own, pointers, pointers_away, halo.local, mean_probability, shift)
+    return Forest(
+        starts,
+        scores,
+        links,
+        own,
+        pointers,
+        pointers_away,
+        halo.local,
+        mean_probability,
+        shift,
+        model_ref,
+        k,
+        calibration.pair_tau,
+    )
 
 
 def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
@@ -121,7 +138,8 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
         for s in range(S)
     ]
     roots = [tasks.call(_roots, forest.pointers[s], forest.own[s], starts[s]) for s in range(S)]
-    parents = as_list(tasks.call(_merge_trees, roots, pairs, starts, returns=S), S)
+    merged = tasks.call(_merge_trees, forest.model_ref, forest.k - 1, forest.pair_tau, roots, pairs, starts, returns=S)
+    parents = as_list(merged, S)
     return [tasks.call(_join_roots, forest.links[s], parents[s], starts[s]) for s in range(S)]
 
 
@@ -172,15 +190,35 @@ def _tree_pairs(
     shift: float,
     tau: float,
 ) -> Block:
-    """A shard's edges by the pair of trees at their ends; those inside a tree have the same tree twice."""
     table_T = make_table(pointers, away)["pointer_N"]
     real_NK = local_NK >= 0
-    weight_E = edge_weights(chances(scores["logit_NK"][real_NK], shift), tau)
     own_E = np.broadcast_to(pointers["pointer_N"][:, None], local_NK.shape)[real_NK]
-    other_E = table_T[local_NK[real_NK]]
-    kept_E = weight_E > 0
-    u_E, v_E, sum_E = sum_pairs(own_E[kept_E], other_E[kept_E], weight_E[kept_E])
-    return {"u_E": u_E, "v_E": v_E, "weight_E": sum_E}
+    return tree_pairs(pointers["pointer_N"], own_E, table_T[local_NK[real_NK]], scores["logit_NK"][real_NK], shift, tau)
+
+
+def tree_pairs(
+    root_N: np.ndarray, own_E: np.ndarray, other_E: np.ndarray, logit_E: np.ndarray, shift: float, tau: float
+) -> Block:
+    """Edges by the pair of trees at their ends, and the trees' sizes.
+
+    Args:
+        root_N: int64 root of each node.
+        own_E: root of each edge's owner.
+        other_E: root of its neighbour.
+        logit_E: its log-odds.
+        shift: of the level's base rate.
+        tau: edges up to this probability have no weight.
+
+    Returns:
+        root_M and size_M of the trees; u_E <= v_E (equal for edges inside a tree), weight_E, count_E, chance_E.
+    """
+    p1_E = chances(logit_E, shift)
+    ones_E = np.ones(len(p1_E), dtype=np.int64)
+    chance_E = np.rint(p1_E * CHANCE_ONE).astype(np.int64)
+    u_E, v_E, weight_E, count_E, chance_E = sum_pairs(own_E, other_E, edge_weights(p1_E, tau), ones_E, chance_E)
+    root_M, size_M = np.unique(root_N, return_counts=True)
+    pairs = {"u_E": u_E, "v_E": v_E, "weight_E": weight_E, "count_E": count_E, "chance_E": chance_E}
+    return {**pairs, "root_M": root_M, "size_M": size_M}
 
 
 def _roots(pointers: Block, own: Block, start: int) -> Block:
@@ -188,30 +226,53 @@ def _roots(pointers: Block, own: Block, start: int) -> Block:
     return {"position_R": start + at, "density_R": own["density_N"][at], "id_R": own["id_N"][at]}
 
 
-def _merge_trees(roots: list[Block], pairs: list[Block], starts: Starts) -> Any:
+def _merge_trees(
+    model: RelationalLander, neighbours: int, pair_tau: float, roots: list[Block], pairs: list[Block], starts: Starts
+) -> Any:
     """Per shard the roots that it owns, in order, and the root that each one links to, both as positions."""
-    root, pair = concat_blocks(roots), concat_blocks(pairs)
-    parent_R = root["position_R"][merge_trees(root, pair)]
+    root = concat_blocks(roots)
+    parent_R = root["position_R"][merge_trees(model, neighbours, pair_tau, root, concat_blocks(pairs))]
     columns = {"position_R": root["position_R"], "parent_R": parent_R}
     return partition_rows(columns, root["position_R"], starts)
 
 
-def merge_trees(root: Block, pair: Block) -> np.ndarray:
+def merge_trees(model: RelationalLander, neighbours: int, pair_tau: float, root: Block, pair: Block) -> np.ndarray:
     """For each root the index of the one that it links to: itself, or the densest of its group.
 
     Args:
+        model: its head of pairs is asked after the map equation.
+        neighbours: length of the lists, the node itself excluded.
+        pair_tau: see ``config.Calibration``.
         root: position_R ascending, density_R and id_R of all roots.
-        pair: u_E and v_E, positions of roots, and weight_E of their edges; a pair may come several times, and of edges
-            inside a tree both are equal.
+        pair: as of ``tree_pairs``, by positions; a pair and a root may come several times.
     """
-    first_E, second_E = (np.searchsorted(root["position_R"], pair[end]) for end in ("u_E", "v_E"))
-    u_E, v_E, weight_E = sum_pairs(first_E, second_E, pair["weight_E"])
-    total_C = np.zeros(len(root["position_R"]), dtype=np.int64)
+    clusters, group_R = flow_clusters(root["position_R"], pair)
+    group_R = merge_pairs(model.pair, clusters, neighbours, pair_tau)[group_R]
+    return group_parents(group_R, root["density_R"], root["id_R"])
+
+
+def flow_clusters(position_R: np.ndarray, pair: Block) -> tuple[Clusters, np.ndarray]:
+    """Trees merged by the map equation: the clusters, and the cluster of each tree, from 0 up.
+
+    Args:
+        position_R: of all roots, ascending.
+        pair: as of ``tree_pairs``.
+    """
+    first_E, second_E, at_M = (np.searchsorted(position_R, pair[name]) for name in ("u_E", "v_E", "root_M"))
+    u_E, v_E, weight_E, count_E, chance_E = sum_pairs(
+        first_E, second_E, pair["weight_E"], pair["count_E"], pair["chance_E"]
+    )
+    total_C, size_C, inner_C, inner_chance_C = (np.zeros(len(position_R), dtype=np.int64) for _ in range(4))
     np.add.at(total_C, u_E, weight_E)
     np.add.at(total_C, v_E, weight_E)
-    apart = u_E != v_E
-    group_C = merge_flow(total_C, u_E[apart], v_E[apart], weight_E[apart])
-    return group_parents(group_C, root["density_R"], root["id_R"])
+    np.add.at(size_C, at_M, pair["size_M"])
+    apart, inside = u_E != v_E, u_E == v_E
+    inner_C[u_E[inside]], inner_chance_C[u_E[inside]] = count_E[inside], chance_E[inside]
+    trees = Clusters(size_C, inner_C, inner_chance_C, u_E[apart], v_E[apart], count_E[apart], chance_E[apart])
+    flowing = weight_E[apart] > 0
+    flow_C = merge_flow(total_C, trees.u_E[flowing], trees.v_E[flowing], weight_E[apart][flowing])
+    group_R = np.unique(flow_C, return_inverse=True)[1]
+    return contract(trees, group_R), group_R
 
 
 def _join_roots(forest: Block, joined: Block, start: int) -> Block:

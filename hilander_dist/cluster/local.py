@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from hilander_dist.cluster.decode import decode_links, parent_positions
-from hilander_dist.cluster.flow import edge_weights, sum_pairs
-from hilander_dist.cluster.flow_links import base_rate_shift, merge_trees
+from hilander_dist.cluster.flow_links import base_rate_shift, merge_trees, tree_pairs
 from hilander_dist.cluster.relations import chances
 from hilander_dist.cluster.roots import jump_inside
 from hilander_dist.config import Calibration
@@ -25,7 +24,7 @@ def score_graph(model: RelationalLander, episode: Block) -> tuple[np.ndarray, np
 
 
 def label_graph(
-    nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarray, calibration: Calibration
+    nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarray, model: RelationalLander, calibration: Calibration
 ) -> np.ndarray:
     """The cluster of each node: the node that stands for it, int64 (N).
 
@@ -33,26 +32,35 @@ def label_graph(
         nbr_NK: neighbours, -1 pads.
         logit_NK: log-odds of the edges.
         density_N: of the nodes.
-        calibration: tau, forest_tau and base_rate count.
+        model: with the head of pairs.
+        calibration: tau, forest_tau, pair_tau and base_rate count.
     """
     nbr_NK = nbr_NK.astype(np.int64)
-    real_NK = nbr_NK >= 0
+    root_N = tree_roots(nbr_NK, logit_NK, density_N, calibration)
+    position_R = np.flatnonzero(root_N == np.arange(len(root_N)))
+    root = {"position_R": position_R, "density_R": density_N[position_R], "id_R": position_R}
+    pair = graph_pairs(nbr_NK, logit_NK, root_N, calibration)
+    parent_R = position_R[merge_trees(model, nbr_NK.shape[1], calibration.pair_tau, root, pair)]
+    label_N: np.ndarray = parent_R[np.searchsorted(position_R, root_N)]
+    return label_N
+
+
+def tree_roots(nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """The root of each node's tree of sure links, int64 (N)."""
     id_N, at_NK = np.arange(len(nbr_NK)), np.maximum(nbr_NK, 0)
     p0_NK = chances(-logit_NK).astype(np.float32)
     limit = 1 - calibration.forest_tau
     rank_N = decode_links(p0_NK, nbr_NK, density_N, id_N, density_N[at_NK], id_N[at_NK], limit, "default")
-    root_N = jump_inside(parent_positions(rank_N, nbr_NK, 0), 0)["pointer_N"]
-    p1_E = chances(logit_NK[real_NK])
-    shift = base_rate_shift(float(p1_E.mean()) if len(p1_E) else 0.5, calibration.base_rate)
-    weight_E = edge_weights(chances(logit_NK[real_NK], shift), calibration.tau)
+    return jump_inside(parent_positions(rank_N, nbr_NK, 0), 0)["pointer_N"]
+
+
+def graph_pairs(nbr_NK: np.ndarray, logit_NK: np.ndarray, root_N: np.ndarray, calibration: Calibration) -> Block:
+    """``flow_links.tree_pairs`` of a whole graph, corrected by its base rate."""
+    real_NK = nbr_NK >= 0
+    logit_E = logit_NK[real_NK]
+    shift = base_rate_shift(float(chances(logit_E).mean()) if len(logit_E) else 0.5, calibration.base_rate)
     own_E = np.broadcast_to(root_N[:, None], nbr_NK.shape)[real_NK]
-    kept_E = weight_E > 0
-    u_E, v_E, weight_E = sum_pairs(own_E[kept_E], root_N[nbr_NK[real_NK]][kept_E], weight_E[kept_E])
-    position_R = np.flatnonzero(root_N == id_N)
-    root = {"position_R": position_R, "density_R": density_N[position_R], "id_R": position_R}
-    parent_R = position_R[merge_trees(root, {"u_E": u_E, "v_E": v_E, "weight_E": weight_E})]
-    label_N: np.ndarray = parent_R[np.searchsorted(position_R, root_N)]
-    return label_N
+    return tree_pairs(root_N, own_E, root_N[nbr_NK[real_NK]], logit_E, shift, calibration.tau)
 
 
 def f_scores(label_N: np.ndarray, class_N: np.ndarray) -> tuple[float, float]:
@@ -64,4 +72,4 @@ def f_scores(label_N: np.ndarray, class_N: np.ndarray) -> tuple[float, float]:
 def score_episode(model: RelationalLander, episode: Block, calibration: Calibration) -> tuple[float, float]:
     """Pairwise and BCubed F of the clusters of a labelled episode."""
     logit_NK, density_N = score_graph(model, episode)
-    return f_scores(label_graph(episode["nbr_NK"], logit_NK, density_N, calibration), episode["label_N"])
+    return f_scores(label_graph(episode["nbr_NK"], logit_NK, density_N, model, calibration), episode["label_N"])

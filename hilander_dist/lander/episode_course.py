@@ -56,7 +56,8 @@ class EpisodeCourse:
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW."""
-        return torch.optim.AdamW(model.parameters(), lr=self.train.lr, weight_decay=self.train.weight_decay)
+        network = [parameter for name, parameter in model.named_parameters() if not name.startswith("pair.")]
+        return torch.optim.AdamW(network, lr=self.train.lr, weight_decay=self.train.weight_decay)
 
     def learning_rate(self, step: int, steps: int) -> float:
         """A cosine up over the first 30% of the steps, and one down to nothing."""
@@ -79,6 +80,7 @@ class EpisodeCourse:
 
         A worker without an episode gives 0 with a gradient, for which the others wait.
         """
+        # The head of pairs is trained later, on the clusters of the finished network.
         total = sum((parameter.sum() * 0 for parameter in model.parameters()), torch.zeros((), device=device))
         for number in range(rank, EPISODES_PER_STEP, workers):
             episode = read_episode(self.episode_of(step * EPISODES_PER_STEP + number))

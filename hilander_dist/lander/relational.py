@@ -8,6 +8,7 @@ round reads both ends' states beside the edge. All is symmetric in both ends, so
 Shapes: B nodes, K neighbours, T rows of the neighbours' table, Q depths, F edge inputs, W width.
 """
 
+import itertools
 from typing import NamedTuple, cast
 
 import torch
@@ -68,6 +69,34 @@ def edge_inputs(
     return torch.cat(columns, 2) * real_BK[:, :, None]
 
 
+PAIR_INPUTS = 10
+
+_PAIR_WIDTH = 24
+
+
+class PairHead(nn.Module):
+    """Scores pairs of clusters from sums over their members' edges (``cluster.pairs``). Untrained, it merges nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean_F: Tensor
+        self.deviation_F: Tensor
+        self.register_buffer("mean_F", torch.zeros(PAIR_INPUTS))
+        self.register_buffer("deviation_F", torch.ones(PAIR_INPUTS))
+        widths = (PAIR_INPUTS, _PAIR_WIDTH, _PAIR_WIDTH)
+        self.body = nn.Sequential(
+            *(layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU()))
+        )
+        self.out = nn.Linear(_PAIR_WIDTH, 1)
+        with torch.no_grad():
+            self.out.weight.zero_()
+            self.out.bias.fill_(-20.0)
+
+    def forward(self, inputs_EF: Tensor) -> Tensor:
+        """Log-odds that both clusters are of one class, (E)."""
+        return cast("Tensor", self.out(self.body((inputs_EF - self.mean_F) / self.deviation_F)))[:, 0]
+
+
 class RelationalLander(nn.Module):
     """Scores the edges of one level from relations alone."""
 
@@ -85,6 +114,7 @@ class RelationalLander(nn.Module):
             nn.Sequential(Linear(3 * W if layer else 2 * W, W), nn.ReLU()) for layer in range(config.num_conv)
         )
         self.head = Linear(W, 1)
+        self.pair = PairHead()
 
     def node_state(self, layer: int, inputs_BKF: Tensor, state: Tensor, own_BW: Tensor, nbr_BK: Tensor) -> Tensor:
         """The nodes' state after round ``layer`` = 0 .. num_conv - 1, (B, W).

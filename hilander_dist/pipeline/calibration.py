@@ -1,4 +1,5 @@
-"""What a relational checkpoint is told on held-out classes: temperature, list length and tau.
+"""What a relational checkpoint is told when its network is trained: its head of pairs, and on held-out classes the
+temperature, the list length and tau.
 
 One forward per episode and wave: its probabilities are kept, and only the clustering is repeated for each tau.
 """
@@ -18,9 +19,10 @@ from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.lander.training import TrainedModel
 from hilander_dist.monitor.log import logger
 from hilander_dist.pipeline.meta_training import Episodes
+from hilander_dist.pipeline.pair_training import train_pairs
 from hilander_dist.tasks import Ref, Tasks
 
-TAUS = tuple(round(0.3 + 0.05 * step, 2) for step in range(9))
+TAUS = tuple(round(0.4 + 0.05 * step, 2) for step in range(9))
 
 TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(9))
 """From 1 up: what is too sure of itself on held-out classes is softened. Sharpening (0.7 would be the choice, as episodes are
@@ -48,6 +50,7 @@ def calibrate(tasks: Tasks, trained: TrainedModel, episodes: Episodes, config: A
     with torch.no_grad():
         model.head.weight.div_(temperature)
         model.head.bias.div_(temperature)
+    model.pair = train_pairs(tasks, model, episodes, config.seed)
     ref = ray.put(model)
     table = {}
     for number, k in enumerate(LONG):
@@ -82,7 +85,9 @@ def sweep_taus(model: RelationalLander, uri: str) -> np.ndarray:
     return np.array(
         [
             f_scores(
-                label_graph(episode["nbr_NK"], logit_NK, density_N, model.calibration.model_copy(update={"tau": tau})),
+                label_graph(
+                    episode["nbr_NK"], logit_NK, density_N, model, model.calibration.model_copy(update={"tau": tau})
+                ),
                 episode["label_N"],
             )
             for tau in TAUS

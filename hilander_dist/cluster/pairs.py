@@ -1,0 +1,129 @@
+"""Merging clusters by a learned score of pairs, after the map equation. Pure functions.
+
+The map equation splits a class that is large against the neighbour lists, and what it leaves apart at one tau it joins at
+another. So a small network looks at each pair of clusters that have edges between them: how probable these are against those
+inside both, how many there are for the clusters' sizes. All inputs are sums over members. As in ``flow``, every cluster names
+the partner with the best score, pairs that name each other merge, and the sums are added up.
+
+Shapes: C clusters, E pairs of clusters (u < v) with edges between them, F inputs.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from hilander_dist.cluster.flow import sum_pairs
+from hilander_dist.lander.relational import PAIR_INPUTS, PairHead
+
+CHANCE_ONE = 2.0**20
+"""Fixed-point probability of 1."""
+
+
+class Clusters(NamedTuple):
+    """Clusters and the edges between them; an edge is a directed one of the k-NN graph."""
+
+    size_C: np.ndarray
+    """int64 members."""
+    count_C: np.ndarray
+    """int64 edges inside."""
+    chance_C: np.ndarray
+    """int64 sum of their probabilities, in units of 2**-20."""
+    u_E: np.ndarray
+    """int64; pairs in the order of ``sum_pairs``."""
+    v_E: np.ndarray
+    count_E: np.ndarray
+    """int64 edges between both."""
+    chance_E: np.ndarray
+    """int64 sum of their probabilities."""
+
+
+def contract(clusters: Clusters, group_C: np.ndarray) -> Clusters:
+    """The clusters' groups as clusters; ``group_C`` int64, from 0 up without gaps."""
+    groups = int(group_C.max(initial=-1)) + 1
+    size_G, count_G, chance_G = (np.zeros(groups, dtype=np.int64) for _ in range(3))
+    for sum_G, column_C in zip((size_G, count_G, chance_G), clusters[:3], strict=True):
+        np.add.at(sum_G, group_C, column_C)
+    u_E, v_E = group_C[clusters.u_E], group_C[clusters.v_E]
+    inside_E = u_E == v_E
+    np.add.at(count_G, u_E[inside_E], clusters.count_E[inside_E])
+    np.add.at(chance_G, u_E[inside_E], clusters.chance_E[inside_E])
+    apart_E = ~inside_E
+    u_E, v_E, count_E, chance_E = sum_pairs(
+        u_E[apart_E], v_E[apart_E], clusters.count_E[apart_E], clusters.chance_E[apart_E]
+    )
+    return Clusters(size_G, count_G, chance_G, u_E, v_E, count_E, chance_E)
+
+
+def pair_inputs(clusters: Clusters, neighbours: int) -> np.ndarray:
+    """What is told of each pair, float32 (E, F).
+
+    Log-odds of the mean probability: between both, inside the smaller, inside the larger; logarithms: share of all possible
+    edges of the smaller and of the larger that run between both, sizes of both in lists, share of the smaller's outgoing
+    edges, shares of edges inside both.
+
+    Args:
+        clusters: C clusters.
+        neighbours: length K of the lists, the node itself excluded.
+    """
+    size_C, count_C, chance_C, u_E, v_E, count_E, chance_E = clusters
+    leaving_C = np.zeros(len(size_C), dtype=np.int64)
+    np.add.at(leaving_C, u_E, count_E)
+    np.add.at(leaving_C, v_E, count_E)
+    # A cluster without an edge inside is taken for a sure one.
+    inside_C = np.where(count_C > 0, _log_odds(chance_C / CHANCE_ONE / np.maximum(count_C, 1)), 2.0)
+    smaller_E = np.where(size_C[u_E] <= size_C[v_E], u_E, v_E)
+    larger_E = u_E + v_E - smaller_E
+    room_C = neighbours * size_C
+    columns = (
+        _log_odds(chance_E / CHANCE_ONE / count_E),
+        inside_C[smaller_E],
+        inside_C[larger_E],
+        np.log(count_E / room_C[smaller_E]),
+        np.log(count_E / room_C[larger_E]),
+        np.log(size_C[smaller_E] / neighbours),
+        np.log(size_C[larger_E] / neighbours),
+        np.log(count_E / leaving_C[smaller_E]),
+        np.log((count_C[smaller_E] + 1) / room_C[smaller_E]),
+        np.log((count_C[larger_E] + 1) / room_C[larger_E]),
+    )
+    assert len(columns) == PAIR_INPUTS
+    return np.stack(columns, 1).astype(np.float32)
+
+
+def merge_pairs(head: PairHead, clusters: Clusters, neighbours: int, pair_tau: float) -> np.ndarray:
+    """Merge clusters until no pair has a probability above ``pair_tau``: ``group_C`` int64, from 0 up without gaps."""
+    group_C = np.arange(len(clusters.size_C))
+    limit = float(np.log(pair_tau / (1 - pair_tau)))
+    while len(clusters.u_E):
+        with torch.inference_mode():
+            score_E = head(torch.from_numpy(pair_inputs(clusters, neighbours))).numpy()
+        into_C = _mutual_best(len(clusters.size_C), clusters.u_E, clusters.v_E, score_E, limit)
+        if (into_C == np.arange(len(into_C))).all():
+            break
+        into_C = np.unique(into_C, return_inverse=True)[1]
+        group_C = into_C[group_C]
+        clusters = contract(clusters, into_C)
+    return group_C
+
+
+def _mutual_best(count: int, u_E: np.ndarray, v_E: np.ndarray, score_E: np.ndarray, limit: float) -> np.ndarray:
+    """The smaller of each pair of clusters that are each other's best partner, else the cluster itself. Of equal scores the
+    smallest partner counts."""
+    good_E = score_E > limit
+    u_E, v_E, score_E = u_E[good_E], v_E[good_E], score_E[good_E]
+    source, target, score = np.r_[u_E, v_E], np.r_[v_E, u_E], np.r_[score_E, score_E]
+    order = np.lexsort((target, -score, source))
+    partner_C = np.full(count, -1)
+    named, first = np.unique(source[order], return_index=True)
+    partner_C[named] = target[order][first]
+    mutual = named[partner_C[partner_C[named]] == named]
+    into_C = np.arange(count)
+    into_C[mutual] = np.minimum(mutual, partner_C[mutual])
+    return into_C
+
+
+def _log_odds(p: np.ndarray) -> np.ndarray:
+    p = np.clip(p, 1e-3, 1 - 1e-3)
+    odds: np.ndarray = np.log(p / (1 - p))
+    return odds
