@@ -1,5 +1,5 @@
 """What a relational checkpoint is told when its network is trained: its head of pairs, and on held-out classes the
-temperature, the list length and tau.
+temperature and tau.
 
 One forward per episode and wave: its probabilities are kept, and only the clustering is repeated for each tau.
 """
@@ -12,9 +12,10 @@ import ray
 import torch
 
 from hilander_dist.cluster.local import f_scores, label_graph, score_graph
+from hilander_dist.config import Config
 from hilander_dist.lander.checkpoint import load_checkpoint, save_checkpoint
 from hilander_dist.lander.episode_course import read_episode
-from hilander_dist.lander.episodes import LONG, VALIDATION_EPISODES, same_class
+from hilander_dist.lander.episodes import same_class
 from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.lander.training import TrainedModel
 from hilander_dist.monitor.log import logger
@@ -29,11 +30,10 @@ TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(9))
 blurred and held-out ones are not) cost .05 of F on two of four sets left out."""
 
 
-def calibrate(tasks: Tasks, trained: TrainedModel, episodes: Episodes, config: Any) -> tuple[bytes, dict[str, Any]]:
-    """Choose temperature, then k and tau, on the held-out episodes of all data sets, each set counting alike.
+def calibrate(tasks: Tasks, trained: TrainedModel, episodes: Episodes, config: Config) -> tuple[bytes, dict[str, Any]]:
+    """Train the head of pairs; choose temperature and tau on the held-out episodes of all data sets, each set counting alike.
 
-    The temperature has the least cross-entropy; it is worked into the head's weights. Of the list lengths and taus the best
-    is taken, see ``best_tau``.
+    The temperature has the least cross-entropy; it is worked into the head's weights. Tau: see ``best_tau``.
 
     Returns:
         The checkpoint with its calibration, and what was found, for the manifest.
@@ -42,39 +42,28 @@ def calibrate(tasks: Tasks, trained: TrainedModel, episodes: Episodes, config: A
     assert isinstance(model, RelationalLander)
     assert model.calibration is not None
     ref = ray.put(model)
-    entropies = [
-        [tasks.call(_entropies, ref, uri) for uri in domain[:VALIDATION_EPISODES]] for domain in episodes.validation
-    ]
-    mean_T = _mean_over_sets(tasks, entropies)
+    mean_T = _mean_over_sets(
+        tasks, [[tasks.call(_entropies, ref, uri) for uri in uris] for uris in episodes.validation]
+    )
     temperature = TEMPERATURES[int(mean_T.argmin())]
     with torch.no_grad():
         model.head.weight.div_(temperature)
         model.head.bias.div_(temperature)
     model.pair = train_pairs(tasks, model, episodes, config.seed)
     ref = ray.put(model)
-    table = {}
-    for number, k in enumerate(LONG):
-        first = number * VALIDATION_EPISODES
-        found = [
-            [tasks.call(sweep_taus, ref, uri) for uri in domain[first : first + VALIDATION_EPISODES]]
-            for domain in episodes.validation
-        ]
-        table[k] = _mean_over_sets(tasks, found)
-    best = {k: best_tau(f_T2) for k, f_T2 in table.items()}
-    k = max(LONG, key=lambda k: _smooth(table[k], best[k]))
-    at = best[k]
-    model.calibration = model.calibration.model_copy(update={"k": k, "tau": TAUS[at]})
+    f_T2 = _mean_over_sets(tasks, [[tasks.call(sweep_taus, ref, uri) for uri in uris] for uris in episodes.validation])
+    at = best_tau(f_T2)
+    model.calibration = model.calibration.model_copy(update={"tau": TAUS[at]})
     numbers = {
         "temperature": round(temperature, 4),
-        "k": k,
         "tau": TAUS[at],
         "base_rate": model.calibration.base_rate,
-        "pairwise_f": round(float(table[k][at, 0]), 4),
-        "bcubed_f": round(float(table[k][at, 1]), 4),
-        "f_by_tau": {str(k): np.round(f_T2.mean(1), 4).tolist() for k, f_T2 in table.items()},
+        "pairwise_f": round(float(f_T2[at, 0]), 4),
+        "bcubed_f": round(float(f_T2[at, 1]), 4),
+        "f_by_tau": dict(zip(map(str, TAUS), np.round(f_T2.mean(1), 4).tolist(), strict=True)),
     }
-    logger.info("calibrated", **{name: numbers[name] for name in ("k", "tau", "temperature", "pairwise_f", "bcubed_f")})
-    return save_checkpoint(model, {"history": str(len(trained.history))}), numbers
+    logger.info("calibrated", **{name: numbers[name] for name in ("tau", "temperature", "pairwise_f", "bcubed_f")})
+    return save_checkpoint(model, {"epochs": str(len(trained.history)), "seed": str(config.seed)}), numbers
 
 
 def sweep_taus(model: RelationalLander, uri: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from hilander_dist.exchange import concat_blocks, shuffle, take_rows, unpack
 from hilander_dist.ingest import Ingested
 from hilander_dist.lander.episode_course import EpisodeCourse
 from hilander_dist.lander.episodes import (
-    LONG,
+    K_USED,
     VALIDATION_EPISODES,
     Plan,
     build_episode,
@@ -41,7 +41,7 @@ class Episodes:
     training: tuple[tuple[str, ...], ...]
     """URIs, per data set."""
     validation: tuple[tuple[str, ...], ...]
-    """URIs, per data set: first those with lists of LONG[0], then of LONG[1]."""
+    """URIs, per data set."""
     classes: int
     base_rate: float
     """Share of same-class edges in training, the mean over data sets of the mean over episodes."""
@@ -70,11 +70,10 @@ def draw_episodes(tasks: Tasks, run: Run, inputs: list[Ingested], config: Config
 
 
 def make_course(episodes: Episodes, config: Config) -> EpisodeCourse:
-    """The course over the episodes; validation is on the longest lists."""
-    calibration = Calibration(k=LONG[0], max_levels=1, base_rate=round(episodes.base_rate, 6))
-    longest = tuple(uris[:VALIDATION_EPISODES] for uris in episodes.validation)
+    """The course over the episodes."""
+    calibration = Calibration(k=K_USED, max_levels=1, base_rate=round(episodes.base_rate, 6))
     return EpisodeCourse(
-        episodes.training, longest, config.model, config.train, config.seed, calibration, score_episode
+        episodes.training, episodes.validation, config.model, config.train, config.seed, calibration, score_episode
     )
 
 
@@ -87,7 +86,7 @@ def _draw(tasks: Tasks, data: Ingested, domain: int, config: Config) -> tuple[li
             f"{data.source.uri}: {classes} classes: at least {LEAST_CLASSES} are needed, as some are kept for validation"
         )
     logger.info("data set", uri=data.source.uri, classes=classes, rows=rows)
-    numbers = config.train.episodes + VALIDATION_EPISODES * len(LONG)
+    numbers = config.train.episodes + VALIDATION_EPISODES
     names = [f"training-{n:05d}" for n in range(config.train.episodes)]
     names += [f"validation-{n:05d}" for n in range(numbers - config.train.episodes)]
     paths = [f"episodes/{domain:03d}/{name}.safetensors" for name in names]
@@ -109,7 +108,7 @@ def make_plan(size_C: np.ndarray, key: tuple[int, int, int, float], number: int)
     if number < training:
         return plan_training(number, np.where(held_C, 0, size_C), np.random.default_rng([seed, domain, 1, number]))
     number -= training
-    rng = np.random.default_rng([seed, domain, 2, number % VALIDATION_EPISODES])
+    rng = np.random.default_rng([seed, domain, 2, number])
     return plan_validation(number, np.where(held_C, size_C, 0), rng)
 
 

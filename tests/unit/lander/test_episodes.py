@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilander_dist.lander.episodes import (
-    LONG,
+    K_USED,
     ROWS_VALIDATION,
     VALIDATION_EPISODES,
     Plan,
@@ -42,16 +42,14 @@ def test_plans_take_shares_of_the_classes_that_are_there(number: int, sizes: lis
     np.testing.assert_array_equal(plan.keep_M, again.keep_M)
 
 
-def test_validation_plans_of_both_lengths_take_the_same_rows() -> None:
+def test_validation_takes_classes_as_they_are_and_of_all_sizes() -> None:
     size_C = np.full(200, 50)
-    for mode in range(VALIDATION_EPISODES):
-        plans = [plan_validation(mode + length * VALIDATION_EPISODES, size_C, rng(mode)) for length in range(len(LONG))]
-        assert [plan.k for plan in plans] == list(LONG)
-        assert {plan.draw for plan in plans} == {-1 - mode}
-        np.testing.assert_array_equal(plans[0].keep_M, plans[1].keep_M)
-    whole = plan_validation(0, size_C, rng(0))
-    assert (whole.keep_M == 1).all()
-    assert len(whole.class_M) == ROWS_VALIDATION / 50
+    plans = [plan_validation(number, size_C, rng(number)) for number in range(VALIDATION_EPISODES)]
+    assert [plan.k for plan in plans] == [K_USED] * VALIDATION_EPISODES
+    assert len({plan.draw for plan in plans}) == VALIDATION_EPISODES
+    assert (plans[0].keep_M == 1).all()
+    assert len(plans[0].class_M) == ROWS_VALIDATION / 50
+    assert len(np.unique(plans[1].keep_M)) > 10
 
 
 def test_rows_are_drawn_by_their_id_whatever_part_they_are_in() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hilander_dist.config import Config, load_config
 from hilander_dist.errors import InputError
 from hilander_dist.ingest import Ingested
-from hilander_dist.lander.episodes import LONG, VALIDATION_EPISODES
+from hilander_dist.lander.episodes import K_USED, VALIDATION_EPISODES
 from hilander_dist.pipeline.meta_training import draw_episodes, make_course, make_plan
 from hilander_dist.run import Run
 from hilander_dist.storage import Storage
@@ -51,7 +51,7 @@ def test_episodes_do_not_depend_on_the_parts(tmp_path: Path) -> None:
     one, _ = drawn(tmp_path / "one", 1, small())
     three, episodes = drawn(tmp_path / "three", 3, small())
     assert one == three
-    assert len(one) == 6 + VALIDATION_EPISODES * len(LONG)
+    assert len(one) == 6 + VALIDATION_EPISODES
     assert 0 < episodes.base_rate < 1
     assert episodes.classes == CLASSES
     other, _ = drawn(tmp_path / "seed", 1, small(seed=1))
@@ -60,19 +60,20 @@ def test_episodes_do_not_depend_on_the_parts(tmp_path: Path) -> None:
 
 def test_validation_is_on_other_classes_than_training() -> None:
     size_C = np.full(30, 20)
-    plans = [make_plan(size_C, (0, 0, 8, 0.2), number) for number in range(8 + VALIDATION_EPISODES * len(LONG))]
+    plans = [make_plan(size_C, (0, 0, 8, 0.2), number) for number in range(8 + VALIDATION_EPISODES)]
     trained = {c for plan in plans[:8] for c in plan.class_M.tolist()}
     validated = {c for plan in plans[8:] for c in plan.class_M.tolist()}
     assert not trained & validated
     assert len(validated) == 6
 
 
-def test_the_course_validates_on_the_longest_lists(tmp_path: Path) -> None:
+def test_the_course_has_the_episodes_and_the_base_rate(tmp_path: Path) -> None:
     _, episodes = drawn(tmp_path, 2, small())
     course = make_course(episodes, small())
     assert len(course.training[0]) == 6
-    assert course.validation == (episodes.validation[0][:VALIDATION_EPISODES],)
-    assert course.calibration.k == LONG[0]
+    assert course.validation == episodes.validation
+    assert course.calibration.k == K_USED
+    assert course.calibration.base_rate == pytest.approx(episodes.base_rate, abs=1e-6)
 
 
 def test_too_few_classes_to_hold_any_out(tmp_path: Path) -> None:
