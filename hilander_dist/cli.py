@@ -199,7 +199,7 @@ def demo(
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Train on five classes of handwritten digits, cluster the other five, and compare with DBSCAN and HAC."""
+    """Cluster handwritten digits by the general checkpoint, and compare with DBSCAN and HAC, tuned on other digits."""
     with _reported(debug):
         from hilander_dist.pipeline.demo import run_demo
 

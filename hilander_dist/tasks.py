@@ -55,6 +55,10 @@ class Tasks:
         other.memory = memory
         return other
 
+    def offered(self) -> int:
+        """The most memory that a task can ask for."""
+        return largest_memory()
+
     def call(
         self, function: Callable[..., Any], *args: Any, returns: int = 1, save: str | None = None, gpus: int = 0
     ) -> Any:
@@ -99,6 +103,12 @@ class Tasks:
                 advance(len(done))
         # Fetching blocks only to see whether they failed would move them all to the driver: tasks beside them look.
         self.get([_probe.remote(ref) for ref in refs])
+
+
+def largest_memory() -> int:
+    """The most memory that a node of the Ray cluster with CPUs offers, in bytes."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return int(max(resources.get("memory", 0) for resources in nodes if resources.get("CPU")))
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -31,6 +31,7 @@ class LocalTasks(Tasks):
         self.blocks: dict[str, Block] = {}
         super().__init__(store or _Memory(self.blocks), saved, Progress())
         self.calls: list[str] = []
+        self.memory_offered = 2**40
 
     def call(
         self, function: Callable[..., Any], *args: Any, returns: int = 1, save: str | None = None, gpus: int = 0
@@ -46,6 +47,9 @@ class LocalTasks(Tasks):
             return Value(result)
         assert len(result) == returns, f"{function.__name__} returned {len(result)} values, not {returns}"
         return [Value(item) for item in result]
+
+    def offered(self) -> int:
+        return self.memory_offered
 
     def load(self, path: str) -> Any:
         return Value(_frozen(self.store.read_block(path)))

@@ -17,10 +17,12 @@ import numpy as np
 from hilander_dist.cluster.flow import edge_weights, merge_flow, sum_pairs
 from hilander_dist.cluster.forward import make_table, plan_halo
 from hilander_dist.cluster.links import Linker, Links, decode_shard, density_columns
+from hilander_dist.cluster.memory import gigabytes, merge_bytes
 from hilander_dist.cluster.pairs import CHANCE_ONE, Clusters, contract, merge_pairs
 from hilander_dist.cluster.relations import chances, mean_chance, score_relations
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.config import Calibration
+from hilander_dist.errors import ClusterError
 from hilander_dist.exchange import Starts, as_list, concat_blocks, partition_rows
 from hilander_dist.knn.layout import Level
 from hilander_dist.lander.relational import RelationalLander
@@ -137,8 +139,17 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
         )
         for s in range(S)
     ]
+    count = sum(tasks.get([tasks.call(_count_pairs, block) for block in pairs]))
+    needed = merge_bytes(count)
+    if needed > tasks.offered():
+        raise ClusterError(
+            f"not enough memory: the task that merges {count} pairs of trees takes up to {gigabytes(needed)}, the largest node"
+            f" of the Ray cluster offers {gigabytes(tasks.offered())}: use nodes with more memory, or a smaller --k"
+        )
     roots = [tasks.call(_roots, forest.pointers[s], forest.own[s], starts[s]) for s in range(S)]
-    merged = tasks.call(_merge_trees, forest.model_ref, forest.k - 1, forest.pair_tau, roots, pairs, starts, returns=S)
+    merged = tasks.asking(needed).call(
+        _merge_trees, forest.model_ref, forest.k - 1, forest.pair_tau, roots, pairs, starts, returns=S
+    )
     parents = as_list(merged, S)
     return [tasks.call(_join_roots, forest.links[s], parents[s], starts[s]) for s in range(S)]
 
@@ -219,6 +230,10 @@ def tree_pairs(
     root_M, size_M = np.unique(root_N, return_counts=True)
     pairs = {"u_E": u_E, "v_E": v_E, "weight_E": weight_E, "count_E": count_E, "chance_E": chance_E}
     return {**pairs, "root_M": root_M, "size_M": size_M}
+
+
+def _count_pairs(pairs: Block) -> int:
+    return len(pairs["u_E"])
 
 
 def _roots(pointers: Block, own: Block, start: int) -> Block:

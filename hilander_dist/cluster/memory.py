@@ -10,6 +10,7 @@ from hilander_dist.errors import ClusterError
 from hilander_dist.lander.checkpoint import AnyLander
 from hilander_dist.lander.model import Lander
 from hilander_dist.monitor.log import logger
+from hilander_dist.tasks import largest_memory
 
 PROCESS = 400 * 2**20
 """A worker's own: Python, numpy, torch, Ray and faiss, measured 250 to 350 MB."""
@@ -64,8 +65,7 @@ def check_memory(rows: int, dim: int, shards: int, model: AnyLander | None, conf
     row_bytes = bytes_per_row(dim, config.k, model)
     shard_rows = -(-rows // shards)
     needed = task_bytes(shard_rows, row_bytes)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    offered = int(max(resources.get("memory", 0) for resources in nodes if resources.get("CPU")))
+    offered = largest_memory()
     if needed > offered:
         remedy = f"use nodes with at least {gigabytes(needed)}"
         if offered > task_bytes(512, row_bytes):
@@ -74,10 +74,16 @@ def check_memory(rows: int, dim: int, shards: int, model: AnyLander | None, conf
             f"not enough memory: a task on one of {shards} shards ({shard_rows} rows of {dim} dimensions) takes up to "
             f"{gigabytes(needed)}, the largest node of the Ray cluster offers {gigabytes(offered)}: {remedy}"
         )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     store = int(sum(resources.get("object_store_memory", 0) for resources in nodes))
     stored = stored_bytes(rows, dim, config.k, model, config)
     if stored > store:
         logger.warning("object store too small: Ray spills to disk", needed=gigabytes(stored), store=gigabytes(store))
+
+
+def merge_bytes(pairs: int) -> int:
+    """What the task that merges trees takes (``cluster.flow_links``): 40 bytes a pair arrive, and are sorted and added up."""
+    return PROCESS + 240 * pairs
 
 
 def gigabytes(count: int) -> str:

@@ -4,7 +4,6 @@ temperature and tau.
 One forward per episode and wave: its probabilities are kept, and only the clustering is repeated for each tau.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,9 @@ from hilander_dist.pipeline.pair_training import train_pairs
 from hilander_dist.tasks import Ref, Tasks
 
 TAUS = tuple(round(0.4 + 0.05 * step, 2) for step in range(9))
+
+MARGIN = 0.01
+"""Smaller differences of F between two taus are noise of the few held-out classes."""
 
 TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(9))
 """From 1 up: what is too sure of itself on held-out classes is softened. Sharpening (0.7 would be the choice, as episodes are
@@ -85,12 +87,12 @@ def sweep_taus(model: RelationalLander, uri: str) -> np.ndarray:
 
 
 def best_tau(f_T2: np.ndarray) -> int:
-    """Index of the tau whose F, the mean over both columns and over the tau and its two neighbours, is largest.
-
-    Of equal ones that nearest to the middle.
-    """
+    """Index of the tau nearest to the middle of TAUS whose F is within MARGIN of the best; F is the mean over both columns
+    and over the tau and its two neighbours."""
     middle = len(TAUS) // 2
-    return max(range(1, len(TAUS) - 1), key=lambda at: (round(_smooth(f_T2, at), 9), -abs(at - middle)))
+    smooth = {at: _smooth(f_T2, at) for at in range(1, len(TAUS) - 1)}
+    good = [at for at, f in smooth.items() if f >= max(smooth.values()) - MARGIN]
+    return min(good, key=lambda at: (abs(at - middle), -smooth[at]))
 
 
 def _entropies(model: RelationalLander, uri: str) -> np.ndarray:
@@ -107,4 +109,4 @@ def _mean_over_sets(tasks: Tasks, found: list[list[Ref]]) -> np.ndarray:
 
 
 def _smooth(f_T2: np.ndarray, at: int) -> float:
-    return math.fsum(f_T2[at - 1 : at + 2].mean(1).tolist())
+    return float(f_T2[at - 1 : at + 2].mean())

@@ -11,6 +11,7 @@ from hilander_dist.cluster.forward import plan_halo
 from hilander_dist.cluster.links import Links
 from hilander_dist.cluster.relations import merge_moments, moments, score_relations
 from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.errors import ClusterError
 from hilander_dist.knn.layout import CHUNK
 from hilander_dist.lander.relational import RelationalLander, edge_inputs, list_depths
 from hilander_dist.tasks import Block
@@ -107,6 +108,14 @@ def test_the_base_rate_moves_edges_towards_the_levels_own(nodes: Block, model: R
     assert few.numbers["base_rate_shift"] < 0 < many.numbers["base_rate_shift"]
     assert base_rate_shift(0.3, 0.3) == 0
     assert base_rate_shift(0.0, 0.5) == base_rate_shift(0.001, 0.5)
+
+
+def test_a_merge_that_fits_no_node_is_refused(nodes: Block, model: RelationalLander) -> None:
+    tasks = LocalTasks()
+    level, graph = laid_out(tasks, nodes, 2, K)
+    tasks.memory_offered = 10**6
+    with pytest.raises(ClusterError, match=r"merges \d+ pairs of trees takes up to 0\.4 GB, .* offers 0\.0 GB"):
+        link_by_relations(model, put(model), Calibration(), K, 0.5)(tasks, level, graph, "level-0")
 
 
 def test_group_parents_are_densest_then_first_by_id() -> None:

@@ -66,6 +66,8 @@ def test_the_head_learns_a_rule() -> None:
 def test_the_best_tau_has_good_neighbours() -> None:
     f_T2 = np.full((len(TAUS), 2), 0.5)
     assert best_tau(f_T2) == len(TAUS) // 2
+    f_T2[1:3] = 0.51  # Within the noise.
+    assert best_tau(f_T2) == len(TAUS) // 2
     f_T2[1] = 0.9  # A single peak of .9 counts less than three of .8.
     f_T2[5:8] = 0.8
     assert best_tau(f_T2) == 6
