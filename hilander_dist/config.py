@@ -143,6 +143,10 @@ class TrainConfig(_Options):
     num_workers: int = Field(default=1, ge=1)
     """DDP workers."""
 
+    min_workers: int | None = Field(default=None, ge=1)
+    """Train with as few workers as that while the cluster has no room for more, and with more when it has. Default: no fewer
+    than num_workers."""
+
     use_gpu: bool = False
     """Train on GPUs, one per worker (NCCL); otherwise on CPUs (gloo)."""
 
@@ -152,6 +156,8 @@ class TrainConfig(_Options):
             raise ValueError("train.level_k and train.level_counts need one entry each per hierarchy")
         if min(self.level_k) < 2 or min(self.level_counts) < 1:
             raise ValueError("train.level_k must be at least 2 and train.level_counts at least 1")
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError("train.min_workers must be at most train.num_workers")
         return self
 
 

@@ -109,10 +109,14 @@ def fit(course: Course, storage_path: str, run_name: str) -> TrainedModel:
     """
     config = course.train
     check_resources(config)
+    workers = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     trainer = TorchTrainer(
         _train_worker,  # type: ignore[arg-type]  # Train v2 passes its value on; the types are those of v1.
         train_loop_config={"course": course},
-        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=workers,  # type: ignore[arg-type]  # The types are those of v1, without elasticity.
+            use_gpu=config.use_gpu,
+        ),
         run_config=RunConfig(
             name=run_name,
             storage_path=storage_path,
@@ -273,7 +277,6 @@ def check_resources(config: TrainConfig) -> None:
     """
     kind = "GPU" if config.use_gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
-    if there < config.num_workers:
-        raise ClusterError(
-            f"train.num_workers={config.num_workers}: the cluster has {there} {kind}s; lower it, or add nodes"
-        )
+    name, needed = ("min_workers", config.min_workers) if config.min_workers else ("num_workers", config.num_workers)
+    if there < needed:
+        raise ClusterError(f"train.{name}={needed}: the cluster has {there} {kind}s; lower it, or add nodes")

@@ -106,6 +106,11 @@ class TestFit:
         with pytest.raises(ConfigError, match=r"lower train\.lr"):
             training.fit(course(load_graphs, lr=1e20), str(tmp_path), "run")
 
+    def test_fewer_workers_will_do_where_the_cluster_is_small(self, tmp_path: Path) -> None:
+        few = training.fit(course(load_graphs, num_workers=3, min_workers=1), str(tmp_path / "few"), "run")
+        alone = training.fit(course(load_graphs), str(tmp_path / "one"), "run")
+        np.testing.assert_allclose(few.loss_E, alone.loss_E, atol=1e-5)
+
     def test_too_few_cpus_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ClusterError, match=r"train\.num_workers=3: the cluster has 2 CPUs"):
             training.fit(course(load_graphs, num_workers=3), str(tmp_path), "run")
