@@ -16,11 +16,13 @@ from hilander_dist.cluster.links import Linker, link_by_model
 from hilander_dist.cluster.memory import bytes_per_row, check_memory
 from hilander_dist.cluster.output import write_outputs
 from hilander_dist.config import Calibration, Config, calibrated
-from hilander_dist.errors import ClusterError, ModelError
+from hilander_dist.errors import ClusterError, ConfigError, ModelError
 from hilander_dist.ingest import ingest
 from hilander_dist.knn.layout import load_quantizer, quantizer_path
+from hilander_dist.knn.shared import MOST_NEIGHBOURS
 from hilander_dist.lander.checkpoint import AnyLander, load_checkpoint, model_hash
 from hilander_dist.lander.model import Lander
+from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
 from hilander_dist.run import Run, code_version
@@ -80,7 +82,7 @@ def run_cluster_job(
     output.check_writable()
     source = open_source(input_uri, config.input)
     model = load_model(model_uri, config)
-    config = calibrated(config, model.calibration)
+    config = settled(config, model)
     if isinstance(model, Lander) and model.dim != source.dim:
         raise ModelError(
             f"{input_uri} has embeddings of {source.dim} dimensions, the model {model_uri} takes {model.dim}: "
@@ -127,6 +129,18 @@ def run_cluster_job(
     run.succeed(manifest)
     logger.info("done", clusters=levels[-1].clusters, levels=len(levels), output=output.uri)
     return manifest
+
+
+def settled(config: Config, model: AnyLander) -> Config:
+    """The options of a run with a model: what the user has not set comes from its calibration.
+
+    Raises:
+        ConfigError: k is larger than relational features can count.
+    """
+    config = calibrated(config, model.calibration)
+    if isinstance(model, RelationalLander) and config.k > MOST_NEIGHBOURS + 1:
+        raise ConfigError(f"k={config.k}: relational features take up to {MOST_NEIGHBOURS + 1}; lower --k")
+    return config
 
 
 def choose_linker(model: AnyLander, config: Config) -> Linker:

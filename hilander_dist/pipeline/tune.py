@@ -18,7 +18,7 @@ from hilander_dist.cluster.flow_links import Forest, grow_forest, merge_forest
 from hilander_dist.cluster.local import f_scores
 from hilander_dist.cluster.memory import bytes_per_row, check_memory, task_bytes
 from hilander_dist.cluster.roots import find_roots
-from hilander_dist.config import Calibration, Config, calibrated
+from hilander_dist.config import Calibration, Config
 from hilander_dist.errors import InputError, ModelError
 from hilander_dist.exchange import concat_blocks
 from hilander_dist.ingest import Ingested, ingest, load_ids
@@ -29,7 +29,14 @@ from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
 from hilander_dist.pipeline.calibration import TAUS, best_tau
-from hilander_dist.pipeline.cluster import check_device, choose_shards, load_model, manifest_head, run_fingerprint
+from hilander_dist.pipeline.cluster import (
+    check_device,
+    choose_shards,
+    load_model,
+    manifest_head,
+    run_fingerprint,
+    settled,
+)
 from hilander_dist.pipeline.evaluate import read_labels
 from hilander_dist.run import Run
 from hilander_dist.runtime import ray_session
@@ -77,7 +84,7 @@ def run_tune_job(
     if not isinstance(model, RelationalLander):
         raise ModelError(f"{model_uri}: raw features have no tuning; train with --set model.features=relational")
     calibration = model.calibration or Calibration()
-    config = calibrated(config, calibration)
+    config = settled(config, model)
     labels = read_labels(labels_uri)
     fingerprint = run_fingerprint("tune", config, source) | {
         "model": model_hash(model),

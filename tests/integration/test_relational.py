@@ -132,6 +132,13 @@ def test_tuning_by_some_labels(sets: dict[str, Path], tmp_path: Path) -> None:
     assert len(clusters) == UNSEEN
 
 
+def test_more_neighbours_than_can_be_counted_are_refused(sets: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"k=256: relational features take up to 255; lower --k"):
+        run_cluster_job(str(sets["c"]), None, str(tmp_path / "run"), Config(k=256))
+    assert not list((tmp_path / "run").rglob("*"))  # before any work
+    run_cluster_job(str(sets["c"]), None, str(tmp_path / "most"), Config(k=255))
+
+
 def test_labels_of_other_items_are_refused(sets: dict[str, Path], tmp_path: Path) -> None:
     x_ND, label_N = points.clustered(0, 20, 4, 3)
     write_points(tmp_path / "labels.parquet", x_ND, ids=np.arange(20) + 10**6, labels=label_N)
