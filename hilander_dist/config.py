@@ -57,9 +57,9 @@ class Calibration(_Options):
     forest_tau: float = Field(default=0.95, gt=0, lt=1)
     """Relational: links above this probability join before any merge of clusters."""
 
-    pair_tau: float = Field(default=0.33, gt=0, lt=1)
-    """Relational: after the merges of the map equation, two clusters above this probability merge. A third, not a half:
-    chosen by sets left out of training."""
+    pair_tau: float = Field(default=0.6, gt=0, lt=1)
+    """Relational: after the merges of the map equation, two clusters above this probability merge. At .33, small classes of
+    photos were joined in twos; at .6 little but the parts of classes that are large against the lists."""
 
 
 class ModelConfig(_Options):
@@ -67,7 +67,7 @@ class ModelConfig(_Options):
 
     features: Literal["raw", "relational"] = "raw"
     """What the network is told: `raw` coordinates as in the paper, or `relational` numbers of edges (similarity against
-    what is usual, shared neighbours), which transfer to embeddings of any encoder."""
+    what is usual, shared neighbours, local means), which transfer to embeddings of any encoder."""
 
     encoder: Literal["gcn", "gat"] = "gcn"
     """Message passing: `gcn` (similarity-weighted mean) or `gat` (attention)."""

@@ -29,13 +29,17 @@ def edge_weights(p1_NK: np.ndarray, tau: float) -> np.ndarray:
 
 def sum_pairs(u_E: np.ndarray, v_E: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
     """Add up the columns of equal pairs, whichever of both comes first; pairs ascend by (u, v), u <= v."""
-    low_E, high_E = np.minimum(u_E, v_E), np.maximum(u_E, v_E)
-    order = np.lexsort((high_E, low_E))
-    low_E, high_E = low_E[order], high_E[order]
+    return sum_keyed(np.minimum(u_E, v_E), np.maximum(u_E, v_E), *columns)
+
+
+def sum_keyed(first_E: np.ndarray, second_E: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Add up the columns where both keys are equal; keys ascend by (first, second)."""
+    order = np.lexsort((second_E, first_E))
+    first_E, second_E = first_E[order], second_E[order]
     if len(order) == 0:
-        return low_E, high_E, *columns
-    first = np.flatnonzero(np.r_[True, (low_E[1:] != low_E[:-1]) | (high_E[1:] != high_E[:-1])])
-    return low_E[first], high_E[first], *(np.add.reduceat(column[order], first) for column in columns)
+        return first_E, second_E, *columns
+    new = np.flatnonzero(np.r_[True, (first_E[1:] != first_E[:-1]) | (second_E[1:] != second_E[:-1])])
+    return first_E[new], second_E[new], *(np.add.reduceat(column[order], new) for column in columns)
 
 
 def merge_flow(total_C: np.ndarray, u_E: np.ndarray, v_E: np.ndarray, weight_E: np.ndarray) -> np.ndarray:
@@ -81,22 +85,45 @@ def best_partners(total_C, exit_C, u_E, v_E, weight_E, both):  # type: ignore[no
     """
     partner_C = np.full(len(total_C), -1, dtype=np.int64)
     saving_C = np.full(len(total_C), _LEAST_SAVING)
-    leaving = _plogp(exit_C.sum() / both)
     all_exit = exit_C.sum()
     for e in range(len(u_E)):
-        u, v, w = u_E[e], v_E[e], weight_E[e]
-        joint_exit = (exit_C[u] + exit_C[v] - 2 * w) / both
-        joint_total = (total_C[u] + total_C[v]) / both
-        exit_u, exit_v = exit_C[u] / both, exit_C[v] / both
-        saving = leaving - _plogp((all_exit - 2 * w) / both)
-        saving += 2 * (_plogp(joint_exit) - (_plogp(exit_u) + _plogp(exit_v)))
-        saving += _plogp(exit_u + total_C[u] / both) + _plogp(exit_v + total_C[v] / both)
-        saving -= _plogp(joint_exit + joint_total)
+        u, v = u_E[e], v_E[e]
+        saving = _saving(total_C[u], exit_C[u], total_C[v], exit_C[v], weight_E[e], both, all_exit)
         if saving > saving_C[u]:
             saving_C[u], partner_C[u] = saving, v
         if saving > saving_C[v]:
             saving_C[v], partner_C[v] = saving, u
     return partner_C
+
+
+@numba.njit(cache=True)
+def best_of_rows(total_C, exit_C, own_E, other_total_E, other_exit_E, weight_E, both, all_exit):  # type: ignore[no-untyped-def]
+    """The same from a row for each partner: the row with which each cluster saves most, -1 for none; of equal ones the first.
+
+    Args: sums of the clusters; of each row its cluster, the partner's sums and the weight between both; the sum of total_C
+    and of exit_C over all clusters there are.
+    """
+    row_C = np.full(len(total_C), -1, dtype=np.int64)
+    saving_C = np.full(len(total_C), _LEAST_SAVING)
+    for e in range(len(own_E)):
+        if weight_E[e] > 0:
+            u = own_E[e]
+            saving = _saving(total_C[u], exit_C[u], other_total_E[e], other_exit_E[e], weight_E[e], both, all_exit)
+            if saving > saving_C[u]:
+                saving_C[u], row_C[u] = saving, e
+    return row_C
+
+
+@numba.njit(cache=True)
+def _saving(total_u, exit_u, total_v, exit_v, weight, both, all_exit):  # type: ignore[no-untyped-def]
+    """Bits that a merge of u and v saves; the same bits of a double for v and u."""
+    joint_exit = (exit_u + exit_v - 2 * weight) / both
+    joint_total = (total_u + total_v) / both
+    saving = _plogp(all_exit / both) - _plogp((all_exit - 2 * weight) / both)
+    saving += 2 * (_plogp(joint_exit) - (_plogp(exit_u / both) + _plogp(exit_v / both)))
+    saving += _plogp(exit_u / both + total_u / both) + _plogp(exit_v / both + total_v / both)
+    saving -= _plogp(joint_exit + joint_total)
+    return saving
 
 
 @numba.njit(cache=True)

@@ -5,7 +5,7 @@ per pair of trees, with probabilities corrected by the level's base rate; trees 
 decision on all edges between two clusters, not on one. In the end each merged tree's root links to the densest root of its
 group. So every node still has at most one link, to a denser one.
 
-One task adds up all pairs of trees and merges them: it holds 40 bytes for each pair.
+The first rounds of merges run over the shards (``flow_rounds``), until one task holds what is left.
 """
 
 import math
@@ -15,6 +15,18 @@ from typing import Any
 import numpy as np
 
 from hilander_dist.cluster.flow import edge_weights, merge_flow, sum_pairs
+from hilander_dist.cluster.flow_rounds import (
+    answers_for,
+    count_pairs,
+    merge_round,
+    point,
+    send_trees,
+    serve_placed,
+    share_trees,
+    sum_clusters,
+    sum_rows,
+    whole,
+)
 from hilander_dist.cluster.forward import make_table, plan_halo
 from hilander_dist.cluster.links import Linker, Links, decode_shard, density_columns
 from hilander_dist.cluster.memory import gigabytes, merge_bytes
@@ -23,11 +35,23 @@ from hilander_dist.cluster.relations import chances, mean_chance, score_relation
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.config import Calibration
 from hilander_dist.errors import ClusterError
-from hilander_dist.exchange import Starts, as_list, concat_blocks, partition_rows
+from hilander_dist.exchange import (
+    Starts,
+    as_list,
+    concat_blocks,
+    fetch_rows,
+    partition_rows,
+    shuffle,
+    take_rows,
+    unpack,
+)
 from hilander_dist.knn.layout import Level
 from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.monitor.log import logger
 from hilander_dist.tasks import Block, Ref, Tasks
+
+PAIRS_AT_ONCE = 4_000_000
+"""Pairs of clusters that one task merges: 1 GB. A round over the shards takes some 10 tasks a shard."""
 
 FAR = 2.0
 """A correction of the base rate by more log-odds than this is reported: the model may not suit the data."""
@@ -124,7 +148,10 @@ def grow_forest(
 
 
 def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
-    """The level's links, per shard, after merges of trees with weights of probabilities above ``tau``."""
+    """The level's links, per shard, after merges of trees with weights of probabilities above ``tau``.
+
+    Rounds run over the shards while there are more than PAIRS_AT_ONCE pairs of clusters, then in one task.
+    """
     starts = forest.starts
     S = len(starts) - 1
     pairs = [
@@ -139,19 +166,40 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
         )
         for s in range(S)
     ]
-    count = sum(tasks.get([tasks.call(_count_pairs, block) for block in pairs]))
+    share = share_trees(tasks, pairs, starts)
+    del pairs
+    parents = [tasks.call(_alone, starts[s], starts[s + 1]) for s in range(S)]
+    while (count := count_pairs(tasks, share)) > PAIRS_AT_ONCE:
+        logger.info("merging over shards", pairs=count)
+        after = merge_round(tasks, share, starts)
+        if after is None:
+            break
+        share, become = after
+        parents = [tasks.call(point, parents[s], become[s]) for s in range(S)]
     needed = merge_bytes(count)
     if needed > tasks.offered():
         raise ClusterError(
-            f"not enough memory: the task that merges {count} pairs of trees takes up to {gigabytes(needed)}, the largest node"
-            f" of the Ray cluster offers {gigabytes(tasks.offered())}: use nodes with more memory, or a smaller --k"
+            f"not enough memory: the task that merges {count} pairs of clusters takes up to {gigabytes(needed)}, the largest"
+            f" node of the Ray cluster offers {gigabytes(tasks.offered())}: use nodes with more memory, or a smaller --k"
         )
-    roots = [tasks.call(_roots, forest.pointers[s], forest.own[s], starts[s]) for s in range(S)]
-    merged = tasks.asking(needed).call(
-        _merge_trees, forest.model_ref, forest.k - 1, forest.pair_tau, roots, pairs, starts, returns=S
+    rest = tasks.asking(needed).call(
+        _merge_rest, forest.model_ref, forest.k - 1, forest.pair_tau, share.clusters, share.rows, starts, returns=S
     )
-    parents = as_list(merged, S)
-    return [tasks.call(_join_roots, forest.links[s], parents[s], starts[s]) for s in range(S)]
+    parents = [tasks.call(point, parents[s], become) for s, become in enumerate(as_list(rest, S))]
+    return _link_groups(tasks, forest, find_roots(tasks, parents, starts))
+
+
+def _link_groups(tasks: Tasks, forest: Forest, groups: list[Ref]) -> list[Ref]:
+    """Links with every tree's root linked to the densest root of its group; per shard pointer_N leads to the group."""
+    starts = forest.starts
+    S = len(starts) - 1
+    roots = [tasks.call(_roots, forest.pointers[s], forest.own[s], groups[s], starts[s]) for s in range(S)]
+    best = [tasks.call(_best_of_shard, block, starts, returns=S) for block in roots]
+    densest = [tasks.call(_densest, inbox, starts[s]) for s, inbox in enumerate(shuffle(best, S))]
+    needs, answers = fetch_rows(
+        tasks, [tasks.call(_group_keys, block) for block in roots], densest, starts, serve_placed
+    )
+    return [tasks.call(_join_roots, forest.links[s], roots[s], needs[s], answers[s], starts[s]) for s in range(S)]
 
 
 def base_rate_shift(mean_probability: float, base_rate: float) -> float:
@@ -165,19 +213,15 @@ def base_rate_shift(mean_probability: float, base_rate: float) -> float:
     return _log_odds(mean_probability) - _log_odds(base_rate)
 
 
-def group_parents(group_R: np.ndarray, density_R: np.ndarray, id_R: np.ndarray) -> np.ndarray:
-    """Index of the densest root of each root's group; of equally dense ones that of the smallest id.
+def densest_of_groups(roots: Block) -> Block:
+    """The densest root of each group, of equally dense ones that of the smallest id; groups ascend.
 
     Args:
-        group_R: int64 group of each root.
-        density_R: float32.
-        id_R: int64.
+        roots: group_R int64, density_R float32, id_R int64, position_R int64.
     """
-    order = np.lexsort((id_R, -density_R, group_R))
-    first = np.flatnonzero(np.r_[True, group_R[order][1:] != group_R[order][:-1]])
-    best_R = np.empty(len(order), dtype=np.int64)
-    best_R[order] = np.repeat(order[first], np.diff(np.r_[first, len(order)]))
-    return best_R
+    order = np.lexsort((roots["id_R"], -roots["density_R"], roots["group_R"]))
+    group_R = roots["group_R"][order]
+    return take_rows(roots, order[np.flatnonzero(np.r_[True, group_R[1:] != group_R[:-1]][: len(order)])])
 
 
 def _log_odds(p: float) -> float:
@@ -232,65 +276,84 @@ def tree_pairs(
     return {**pairs, "root_M": root_M, "size_M": size_M}
 
 
-def _count_pairs(pairs: Block) -> int:
-    return len(pairs["u_E"])
-
-
-def _roots(pointers: Block, own: Block, start: int) -> Block:
-    at = np.flatnonzero(pointers["pointer_N"] == start + np.arange(len(pointers["pointer_N"])))
-    return {"position_R": start + at, "density_R": own["density_N"][at], "id_R": own["id_N"][at]}
-
-
-def _merge_trees(
-    model: RelationalLander, neighbours: int, pair_tau: float, roots: list[Block], pairs: list[Block], starts: Starts
-) -> Any:
-    """Per shard the roots that it owns, in order, and the root that each one links to, both as positions."""
-    root = concat_blocks(roots)
-    parent_R = root["position_R"][merge_trees(model, neighbours, pair_tau, root, concat_blocks(pairs))]
-    columns = {"position_R": root["position_R"], "parent_R": parent_R}
-    return partition_rows(columns, root["position_R"], starts)
-
-
-def merge_trees(model: RelationalLander, neighbours: int, pair_tau: float, root: Block, pair: Block) -> np.ndarray:
-    """For each root the index of the one that it links to: itself, or the densest of its group.
+def merge_trees(
+    model: RelationalLander,
+    neighbours: int,
+    pair_tau: float,
+    total_C: np.ndarray,
+    trees: Clusters,
+    weight_E: np.ndarray,
+) -> np.ndarray:
+    """Merge clusters by the map equation, then by the model's head of pairs: ``group_C`` int64, from 0 up without gaps.
 
     Args:
-        model: its head of pairs is asked after the map equation.
+        model: its head of pairs is asked.
         neighbours: length of the lists, the node itself excluded.
         pair_tau: see ``config.Calibration``.
-        root: position_R ascending, density_R and id_R of all roots.
-        pair: as of ``tree_pairs``, by positions; a pair and a root may come several times.
+        total_C: weight at the members' ends.
+        trees: the clusters.
+        weight_E: weight of each pair of them.
     """
-    clusters, group_R = flow_clusters(root["position_R"], pair)
-    group_R = merge_pairs(model.pair, clusters, neighbours, pair_tau)[group_R]
-    return group_parents(group_R, root["density_R"], root["id_R"])
+    clusters, group_C = flow_clusters(total_C, trees, weight_E)
+    return np.asarray(merge_pairs(model.pair, clusters, neighbours, pair_tau)[group_C])
 
 
-def flow_clusters(position_R: np.ndarray, pair: Block) -> tuple[Clusters, np.ndarray]:
-    """Trees merged by the map equation: the clusters, and the cluster of each tree, from 0 up.
-
-    Args:
-        position_R: of all roots, ascending.
-        pair: as of ``tree_pairs``.
-    """
-    first_E, second_E, at_M = (np.searchsorted(position_R, pair[name]) for name in ("u_E", "v_E", "root_M"))
-    u_E, v_E, weight_E, count_E, chance_E = sum_pairs(
-        first_E, second_E, pair["weight_E"], pair["count_E"], pair["chance_E"]
-    )
-    total_C, size_C, inner_C, inner_chance_C = (np.zeros(len(position_R), dtype=np.int64) for _ in range(4))
-    np.add.at(total_C, u_E, weight_E)
-    np.add.at(total_C, v_E, weight_E)
-    np.add.at(size_C, at_M, pair["size_M"])
-    apart, inside = u_E != v_E, u_E == v_E
-    inner_C[u_E[inside]], inner_chance_C[u_E[inside]] = count_E[inside], chance_E[inside]
-    trees = Clusters(size_C, inner_C, inner_chance_C, u_E[apart], v_E[apart], count_E[apart], chance_E[apart])
-    flowing = weight_E[apart] > 0
-    flow_C = merge_flow(total_C, trees.u_E[flowing], trees.v_E[flowing], weight_E[apart][flowing])
-    group_R = np.unique(flow_C, return_inverse=True)[1]
-    return contract(trees, group_R), group_R
+def flow_clusters(total_C: np.ndarray, trees: Clusters, weight_E: np.ndarray) -> tuple[Clusters, np.ndarray]:
+    """Trees merged by the map equation: the clusters, and the cluster of each tree, from 0 up; arguments as above."""
+    flowing_E = weight_E > 0
+    flow_C = merge_flow(total_C, trees.u_E[flowing_E], trees.v_E[flowing_E], weight_E[flowing_E])
+    group_C = np.unique(flow_C, return_inverse=True)[1]
+    return contract(trees, group_C), group_C
 
 
-def _join_roots(forest: Block, joined: Block, start: int) -> Block:
+def whole_trees(pairs: Block) -> tuple[np.ndarray, Clusters, np.ndarray]:
+    """total_C, trees and weight_E of a graph in one process, from its ``tree_pairs``; trees ascend by root."""
+    clusters, rows = send_trees(pairs, (0, 0))
+    return whole([sum_clusters([clusters])], [sum_rows([rows])])[1:]
+
+
+def _alone(start: int, stop: int) -> Block:
+    return {"parent_N": np.arange(start, stop)}
+
+
+def _merge_rest(
+    model: RelationalLander,
+    neighbours: int,
+    pair_tau: float,
+    clusters: list[Block],
+    rows: list[Block],
+    starts: Starts,
+) -> Any:
+    """Per shard the clusters that it owns, and the position of the first cluster of each one's group."""
+    id_C, total_C, trees, weight_E = whole(clusters, rows)
+    group_C = merge_trees(model, neighbours, pair_tau, total_C, trees, weight_E)
+    first_G = np.unique(group_C, return_index=True)[1]
+    S = len(starts) - 1
+    pieces = as_list(partition_rows({"id_C": id_C, "into_C": id_C[first_G][group_C]}, id_C, starts), S)
+    return unpack([{"at_C": piece["id_C"] - starts[s], "into_C": piece["into_C"]} for s, piece in enumerate(pieces)])
+
+
+def _roots(pointers: Block, own: Block, groups: Block, start: int) -> Block:
+    at = np.flatnonzero(pointers["pointer_N"] == start + np.arange(len(pointers["pointer_N"])))
+    group_R = groups["pointer_N"][at]
+    return {"position_R": start + at, "density_R": own["density_N"][at], "id_R": own["id_N"][at], "group_R": group_R}
+
+
+def _best_of_shard(roots: Block, starts: Starts) -> Any:
+    best = densest_of_groups(roots)
+    return partition_rows(best, best["group_R"], starts)
+
+
+def _densest(inbox: list[Block], start: int) -> Block:
+    best = densest_of_groups(concat_blocks(inbox))
+    return {"at_C": best["group_R"] - start, "position_C": best["position_R"]}
+
+
+def _group_keys(roots: Block) -> np.ndarray:
+    return roots["group_R"]
+
+
+def _join_roots(forest: Block, roots: Block, needs: list[np.ndarray], answers: list[Block], start: int) -> Block:
     parent_N = forest["parent_N"].copy()
-    parent_N[joined["position_R"] - start] = joined["parent_R"]
+    parent_N[roots["position_R"] - start] = answers_for(roots["group_R"], needs, answers)["position_C"]
     return {**forest, "parent_N": parent_N}

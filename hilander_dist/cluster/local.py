@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from hilander_dist.cluster.decode import decode_links, parent_positions
-from hilander_dist.cluster.flow_links import base_rate_shift, merge_trees, tree_pairs
+from hilander_dist.cluster.flow_links import base_rate_shift, merge_trees, tree_pairs, whole_trees
 from hilander_dist.cluster.relations import chances
 from hilander_dist.cluster.roots import jump_inside
 from hilander_dist.config import Calibration
@@ -26,7 +26,7 @@ def score_graph(model: RelationalLander, episode: Block) -> tuple[np.ndarray, np
 def label_graph(
     nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarray, model: RelationalLander, calibration: Calibration
 ) -> np.ndarray:
-    """The cluster of each node: the node that stands for it, int64 (N).
+    """The cluster of each node: the smallest root of its trees, int64 (N).
 
     Args:
         nbr_NK: neighbours, -1 pads.
@@ -37,11 +37,10 @@ def label_graph(
     """
     nbr_NK = nbr_NK.astype(np.int64)
     root_N = tree_roots(nbr_NK, logit_NK, density_N, calibration)
-    position_R = np.flatnonzero(root_N == np.arange(len(root_N)))
-    root = {"position_R": position_R, "density_R": density_N[position_R], "id_R": position_R}
-    pair = graph_pairs(nbr_NK, logit_NK, root_N, calibration)
-    parent_R = position_R[merge_trees(model, nbr_NK.shape[1], calibration.pair_tau, root, pair)]
-    label_N: np.ndarray = parent_R[np.searchsorted(position_R, root_N)]
+    pairs = graph_pairs(nbr_NK, logit_NK, root_N, calibration)
+    group_R = merge_trees(model, nbr_NK.shape[1], calibration.pair_tau, *whole_trees(pairs))
+    first_G = np.unique(group_R, return_index=True)[1]
+    label_N: np.ndarray = pairs["root_M"][first_G][group_R][np.searchsorted(pairs["root_M"], root_N)]
     return label_N
 
 

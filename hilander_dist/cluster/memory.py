@@ -37,8 +37,9 @@ def bytes_per_row(dim: int, k: int, model: AnyLander | None) -> int:
         messages = features if model.sends_inputs else model.config.heads * (model.config.hidden + 1)
         forward = 8 * dim + 8 * max(features, messages) + 8 * half + 2 * graph
     elif model is not None:
-        # Edges are worked on as blocks: similarity, overlaps at four depths, mean, log-odds, local row; lists with a halo.
-        forward = 8 * model.config.hidden + (k - 1) * (2 * 8 + 4 + 4 + 4 + 4 + 8 + 3 * 8)
+        # Local means: vectors with a halo, means. Pairs of trees: of each edge both ends, log-odds, weight, chance, count,
+        # once more sorted; where every sample is a tree, a row at either end, and what is sent of them.
+        forward = max(12 * dim + (k - 1) * (8 + 2), (k - 1) * 260)
     return max(search, forward, collapse)
 
 
@@ -47,7 +48,9 @@ def stored_bytes(rows: int, dim: int, k: int, model: AnyLander | None, config: C
     vectors = (4 if config.vectors == "float32" else 2) * dim
     projections = 2 * model.config.hidden if isinstance(model, Lander) else 0
     if model is not None and not isinstance(model, Lander):
-        projections = 20 * (k - 1)
+        projections = max(
+            26 * (k - 1), 12 * dim + 6 * (k - 1)
+        )  # Relations and scores; before, vectors and means that travel.
     return rows * (vectors + max(vectors // 2, projections) + 72 + 24 * (k - 1))
 
 
@@ -82,7 +85,7 @@ def check_memory(rows: int, dim: int, shards: int, model: AnyLander | None, conf
 
 
 def merge_bytes(pairs: int) -> int:
-    """What the task that merges trees takes (``cluster.flow_links``): 40 bytes a pair arrive, and are sorted and added up."""
+    """What the task that merges clusters takes (``cluster.flow_links``): 80 bytes a pair arrive, and are sorted and added up."""
     return PROCESS + 240 * pairs
 
 

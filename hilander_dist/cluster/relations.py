@@ -1,11 +1,11 @@
 """LANDER on relational inputs over the shards of a level (``lander.relational``).
 
-What travels: once the neighbour lists, with which the overlaps are counted, and the mean similarity of each node; then, once
-a round, its state of ``hidden`` numbers. Edge inputs are made anew in each round from the graph and the counts, which take
-one byte a depth and edge. The statistics of the level are int64 sums over shards. Rows are worked on in full chunks, as in
-``cluster.forward``.
+What travels: once the vectors, and for each depth the local means; once the neighbour lists, with which the overlaps are
+counted, and the mean similarity of each node; then, once a round, its state of ``hidden`` numbers. Edge inputs are made anew
+in each round from the graph, the counts (one byte a depth and edge) and the cosines (two). The statistics of the level are
+int64 sums over shards. Rows are worked on in full chunks, as in ``cluster.forward``.
 
-Shapes: N nodes of a shard, K neighbours, T rows of a shard's table, Q depths, W width, F edge inputs.
+Shapes: N nodes of a shard, K neighbours, T rows of a shard's table, Q depths of lists, M of means, W width, F edge inputs.
 """
 
 from typing import Any
@@ -16,12 +16,23 @@ from torch import Tensor
 
 from hilander_dist.cluster.forward import Halo, in_chunks, make_table, to_tensor
 from hilander_dist.knn.layout import Level
+from hilander_dist.knn.local_means import edge_cosines, local_means
 from hilander_dist.knn.shared import count_shared
-from hilander_dist.lander.relational import EdgeStats, RelationalLander, edge_density, edge_inputs, list_depths
+from hilander_dist.lander.relational import (
+    EdgeStats,
+    RelationalLander,
+    edge_density,
+    edge_inputs,
+    list_depths,
+    mean_depths,
+    mean_similarity,
+    merge_moments,
+    moments,
+)
 from hilander_dist.tasks import Block, Ref, Tasks
 
 _FIXED = 2.0**24
-"""Of sums of similarities, their squares and probabilities over edges: 2**39 edges fit an int64."""
+"""Of sums of probabilities over edges: 2**39 edges fit an int64."""
 
 _NODES_AT_ONCE = 64
 """64 nodes of 79 edges and 71 numbers are 1.4 MB, which stay in the cache."""
@@ -47,22 +58,8 @@ def score_relations(
     paths = [f"{prefix}/scores-{s:05d}.safetensors" for s in range(S)]
     if tasks.saved.issuperset(paths):
         return [tasks.load(path) for path in paths]
-    stats = merge_moments(tasks.get([tasks.call(moments, block) for block in graph]))
-    lists = [tasks.call(_lists, block) for block in graph]
-    lists_away = halo.tables(tasks, lists)
-    edges = [
-        tasks.call(
-            _edge_columns,
-            lists[s],
-            lists_away[s],
-            halo.local[s],
-            level.starts[s],
-            k,
-            save=f"{prefix}/shared-{s:05d}.safetensors",
-        )
-        for s in range(S)
-    ]
-    del lists, lists_away
+    edges = _relate(tasks, level, graph, halo, k, prefix)
+    stats = merge_moments(tasks.get([tasks.call(_moments, graph[s], edges[s]) for s in range(S)]))
     states: list[Ref] = []
     away: list[list[Ref]] = [[] for _ in range(S)]
     for layer in range(model.num_conv):
@@ -92,53 +89,76 @@ def score_relations(
     return scores
 
 
-def moments(graph: Block) -> np.ndarray:
-    """Number of edges, and the fixed-point sums of their similarities and squares: int64, length 3."""
-    real_NK = graph["nbr_NK"] >= 0
-    sim_E = graph["sim_NK"][real_NK].astype(np.float64)
-    return np.array([len(sim_E), np.rint(sim_E * _FIXED).sum(), np.rint(sim_E * sim_E * _FIXED).sum()], np.int64)
+def _relate(tasks: Tasks, level: Level, graph: list[Ref], halo: Halo, k: int, prefix: str) -> list[Ref]:
+    """Per shard what no round changes of its edges, see ``_edge_columns``."""
+    S = level.shards
+    paths = [f"{prefix}/relations-{s:05d}.safetensors" for s in range(S)]
+    if tasks.saved.issuperset(paths):
+        return [tasks.load(path) for path in paths]
+    vectors = [tasks.call(_vectors, block) for block in level.nodes]
+    vectors_away = halo.tables(tasks, vectors)
+    cosines: list[list[Ref]] = [[] for _ in range(S)]
+    for depth in mean_depths(k):
+        means = [tasks.call(_means, vectors[s], vectors_away[s], halo.local[s], depth) for s in range(S)]
+        means_away = halo.tables(tasks, means)
+        found = [tasks.call(_cosines, means[s], means_away[s], halo.local[s]) for s in range(S)]
+        del means, means_away
+        tasks.wait(found, f"{prefix} local means")  # So that the means of one depth alone are held.
+        for s in range(S):
+            cosines[s].append(found[s])
+    del vectors, vectors_away
+    lists = [tasks.call(_lists, block) for block in graph]
+    lists_away = halo.tables(tasks, lists)
+    return [
+        tasks.call(_edge_columns, lists[s], lists_away[s], halo.local[s], level.starts[s], k, cosines[s], save=paths[s])
+        for s in range(S)
+    ]
 
 
-def merge_moments(parts: list[np.ndarray]) -> EdgeStats:
-    """Mean and standard deviation of all edges; (0, 1) without any."""
-    count, total, squares = (sum(int(part[column]) for part in parts) for column in range(3))
-    if count == 0:
-        return EdgeStats(0.0, 1.0)
-    mean = total / _FIXED / count
-    # Copies of one row have no spread: nothing is told by similarity there.
-    return EdgeStats(mean, max(max(squares / _FIXED / count - mean * mean, 0.0) ** 0.5, 1e-3))
+def _vectors(nodes: Block) -> Block:
+    return {"x_ND": nodes["x_ND"].astype(np.float32, copy=False)}
+
+
+def _means(vectors: Block, away: list[Block], local_NK: np.ndarray, depth: int) -> Block:
+    return {"x_ND": local_means(make_table(vectors, away)["x_ND"], local_NK, depth)}
+
+
+def _cosines(means: Block, away: list[Block], local_NK: np.ndarray) -> np.ndarray:
+    return edge_cosines(make_table(means, away)["x_ND"], local_NK)
+
+
+def _moments(graph: Block, edges: Block) -> np.ndarray:
+    return moments(graph["nbr_NK"], graph["sim_NK"], edges["cos_NKM"])
 
 
 def _lists(graph: Block) -> Block:
     return {"nbr_NK": graph["nbr_NK"], "mean_N": mean_similarity(graph["sim_NK"], graph["nbr_NK"])}
 
 
-def mean_similarity(sim_NK: np.ndarray, nbr_NK: np.ndarray) -> np.ndarray:
-    """Mean similarity of each node to its neighbours, float32; 0 without any."""
-    count_N = np.maximum((nbr_NK >= 0).sum(1), 1)
-    mean_N: np.ndarray = (sim_NK.sum(1, dtype=np.float64) / count_N).astype(np.float32)
-    return mean_N
-
-
-def _edge_columns(lists: Block, away: list[Block], local_NK: np.ndarray, start: int, k: int) -> Block:
-    """What no round changes of a shard's edges: shared neighbours, the neighbours' mean similarity."""
+def _edge_columns(
+    lists: Block, away: list[Block], local_NK: np.ndarray, start: int, k: int, cosines: list[np.ndarray]
+) -> Block:
+    """What no round changes of a shard's edges: shared neighbours, cosines of local means, the neighbours' mean
+    similarity."""
     table = make_table(lists, away)
     position_N = start + np.arange(len(local_NK))
     return {
         "shared_NKQ": count_shared(lists["nbr_NK"], position_N, table["nbr_NK"], local_NK, list_depths(k)),
+        "cos_NKM": np.stack(cosines, 2),
         "nbr_mean_NK": table["mean_N"][np.maximum(local_NK, 0)],
         "mean_N": lists["mean_N"],
     }
 
 
 def _inputs(
-    k: int, stats: EdgeStats, nbr: Tensor, sim: Tensor, shared: Tensor, mean: Tensor, nbr_mean: Tensor
+    k: int, stats: EdgeStats, nbr: Tensor, sim: Tensor, shared: Tensor, cos: Tensor, mean: Tensor, nbr_mean: Tensor
 ) -> Tensor:
-    return edge_inputs(sim, shared, mean, nbr_mean, nbr >= 0, k, stats)
+    return edge_inputs(sim, shared, cos, mean, nbr_mean, nbr >= 0, k, stats)
 
 
 def _edge_arrays(graph: Block, edges: Block, local_NK: np.ndarray) -> list[np.ndarray]:
-    return [local_NK, graph["sim_NK"], edges["shared_NKQ"], edges["mean_N"], edges["nbr_mean_NK"]]
+    columns = [edges[name] for name in ("shared_NKQ", "cos_NKM", "mean_N", "nbr_mean_NK")]
+    return [local_NK, graph["sim_NK"], *columns]
 
 
 def _next_states(

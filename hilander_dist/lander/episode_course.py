@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from hilander_dist.config import Calibration, ModelConfig, TrainConfig
 from hilander_dist.lander.episodes import Block, same_class
-from hilander_dist.lander.relational import EdgeStats, RelationalLander, edge_inputs
+from hilander_dist.lander.relational import RelationalLander, edge_inputs, mean_similarity, merge_moments, moments
 from hilander_dist.storage import Storage
 
 STEPS_PER_EPOCH = 48
@@ -118,12 +118,10 @@ def read_episode(uri: str) -> Block:
 
 def episode_tensors(episode: Block) -> tuple[Tensor, Tensor]:
     """``inputs_NKF`` and ``nbr_NK`` of an episode, for ``RelationalLander.forward``."""
+    mean_N = mean_similarity(episode["sim_NK"], episode["nbr_NK"])
+    stats = merge_moments([moments(episode["nbr_NK"], episode["sim_NK"], episode["cos_NKM"])])
     nbr_NK = torch.from_numpy(episode["nbr_NK"].astype(np.int64))
-    sim_NK = torch.from_numpy(episode["sim_NK"])
-    real_NK = nbr_NK >= 0
-    sim_E = episode["sim_NK"][episode["nbr_NK"] >= 0].astype(np.float64)
-    stats = EdgeStats(float(sim_E.mean()), max(float(sim_E.std()), 1e-3)) if len(sim_E) else EdgeStats(0.0, 1.0)
-    mean_N = sim_NK.sum(1) / real_NK.sum(1).clamp(min=1)
-    shared_NKQ = torch.from_numpy(episode["shared_NKQ"])
+    sim_NK, shared_NKQ, cos_NKM = (torch.from_numpy(episode[name]) for name in ("sim_NK", "shared_NKQ", "cos_NKM"))
+    own_mean_N, nbr_mean_NK = torch.from_numpy(mean_N), torch.from_numpy(mean_N[np.maximum(episode["nbr_NK"], 0)])
     k = nbr_NK.shape[1] + 1
-    return edge_inputs(sim_NK, shared_NKQ, mean_N, mean_N[nbr_NK.clamp(min=0)], real_NK, k, stats), nbr_NK
+    return edge_inputs(sim_NK, shared_NKQ, cos_NKM, own_mean_N, nbr_mean_NK, nbr_NK >= 0, k, stats), nbr_NK

@@ -4,7 +4,7 @@ A clusterer must not learn its training sets by heart: how large classes are, ho
 a list has against how many a class has. So each episode takes other classes, in other shares, blurs or projects the vectors,
 and has its own graph, of 80 or fewer neighbours. Which rows it takes is decided per row by a hash of (seed, episode, id).
 
-Shapes: N rows, D dimensions, K = k - 1 neighbours, Q depths, C classes.
+Shapes: N rows, D dimensions, K = k - 1 neighbours, Q depths of lists, M of means, C classes.
 """
 
 from typing import NamedTuple
@@ -12,9 +12,10 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 
+from hilander_dist.knn.local_means import edge_cosines, local_means
 from hilander_dist.knn.shared import count_shared
 from hilander_dist.lander.losses import hash_ids
-from hilander_dist.lander.relational import list_depths
+from hilander_dist.lander.relational import list_depths, mean_depths
 
 Block = dict[str, np.ndarray]
 
@@ -123,7 +124,7 @@ def build_episode(x_ND: np.ndarray, label_N: np.ndarray, plan: Plan, rng: np.ran
         rng: for noise and projection.
 
     Returns:
-        nbr_NK int32 (-1 pads), sim_NK float32 (0 at pads), shared_NKQ uint8, label_N int64.
+        nbr_NK int32 (-1 pads), sim_NK float32 (0 at pads), shared_NKQ uint8, cos_NKM int16, label_N int64.
     """
     D = x_ND.shape[1]
     x_ND = x_ND.astype(np.float32)
@@ -134,8 +135,15 @@ def build_episode(x_ND: np.ndarray, label_N: np.ndarray, plan: Plan, rng: np.ran
         x_ND = x_ND @ basis.astype(np.float32)
     x_ND = np.ascontiguousarray(x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12))
     nbr_NK, sim_NK = exact_neighbours(x_ND, plan.k - 1)
-    shared_NKQ = count_shared(nbr_NK, np.arange(len(x_ND)), nbr_NK, nbr_NK, list_depths(plan.k))
-    return {"nbr_NK": nbr_NK.astype(np.int32), "sim_NK": sim_NK, "shared_NKQ": shared_NKQ, "label_N": label_N}
+    graph = {"nbr_NK": nbr_NK.astype(np.int32), "sim_NK": sim_NK, "label_N": label_N}
+    return {**graph, **graph_relations(x_ND, nbr_NK, plan.k)}
+
+
+def graph_relations(x_ND: np.ndarray, nbr_NK: np.ndarray, k: int) -> Block:
+    """What is told of a graph's edges besides their similarity: shared_NKQ uint8 and cos_NKM int16."""
+    shared_NKQ = count_shared(nbr_NK, np.arange(len(x_ND)), nbr_NK, nbr_NK, list_depths(k))
+    cosines = [edge_cosines(local_means(x_ND, nbr_NK, depth), nbr_NK) for depth in mean_depths(k)]
+    return {"shared_NKQ": shared_NKQ, "cos_NKM": np.stack(cosines, 2)}
 
 
 def exact_neighbours(x_ND: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:

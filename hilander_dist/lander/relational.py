@@ -1,33 +1,45 @@
 """LANDER on relational inputs: one checkpoint for embeddings of any dimension (architecture.md, last section).
 
-An edge is described by seven numbers that know nothing of coordinates: its similarity in units of the level's own spread,
-its similarity against what is usual around both ends, and the overlap (Jaccard) of both ends' neighbour lists at four
-depths. A node's state is what its edges say together (mean and maximum over them); it travels to the neighbours, and each
-round reads both ends' states beside the edge. All is symmetric in both ends, so both directions of an edge agree.
+An edge is described by ten numbers that know nothing of coordinates: its similarity in units of the level's own spread, its
+similarity against what is usual around both ends, the overlap (Jaccard) of both ends' neighbour lists at four depths, and
+the cosine of both ends' local means at three, again in units of its spread. A node's state is what its edges say together
+(mean and maximum over them); it travels to the neighbours, and each round reads both ends' states beside the edge. All is
+symmetric in both ends, so both directions of an edge agree.
 
-Shapes: B nodes, K neighbours, T rows of the neighbours' table, Q depths, F edge inputs, W width.
+Shapes: B nodes, K neighbours, T rows of the neighbours' table, Q depths of lists, M of means, F edge inputs, W width.
 """
 
 import itertools
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.knn.local_means import COSINE_ONE
 from hilander_dist.lander.layers import Linear
 
 _DEPTHS = (1 / 16, 1 / 8, 3 / 8, 1.0)
 
-EDGE_INPUTS = 3 + len(_DEPTHS)
+_MEANS = 3
+"""Local means are taken at the first so many depths."""
+
+EDGE_INPUTS = 3 + len(_DEPTHS) + _MEANS
+
+_FIXED = 2.0**24
+"""Of sums of similarities and their squares over edges: 2**39 edges fit an int64."""
+
+_LEAST_DEVIATION = 1e-3
+"""Copies of one row have no spread: nothing is told by similarity there."""
 
 
 class EdgeStats(NamedTuple):
-    """Of the similarities of all edges of a level."""
+    """Of all edges of a level: of the similarity, then of the cosine of local means at each depth."""
 
-    mean: float
-    deviation: float
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
 
 
 def list_depths(k: int) -> tuple[int, ...]:
@@ -35,9 +47,44 @@ def list_depths(k: int) -> tuple[int, ...]:
     return tuple(max(2, round(k * share)) for share in _DEPTHS)
 
 
+def mean_depths(k: int) -> tuple[int, ...]:
+    """How many rows a local mean is of, the node itself included: a 16th, an 8th, 3/8 of k."""
+    return list_depths(k)[:_MEANS]
+
+
+def moments(nbr_NK: np.ndarray, sim_NK: np.ndarray, cos_NKM: np.ndarray) -> np.ndarray:
+    """Number of edges, and the fixed-point sums of each of their columns and of its squares: int64 (1 + M, 3)."""
+    real_NK = nbr_NK >= 0
+    columns = [sim_NK[real_NK].astype(np.float64), *(cos_NKM[real_NK].T / COSINE_ONE)]
+    return np.array(
+        [[len(c_E), np.rint(c_E * _FIXED).sum(), np.rint(c_E * c_E * _FIXED).sum()] for c_E in columns], np.int64
+    )
+
+
+def merge_moments(parts: list[np.ndarray]) -> EdgeStats:
+    """Means and standard deviations over the edges of all parts; 0 and 1 without any."""
+    found = []
+    for count, total, squares in np.stack(parts).sum(0).tolist():
+        if count == 0:
+            found.append((0.0, 1.0))
+            continue
+        mean = total / _FIXED / count
+        found.append((mean, max(max(squares / _FIXED / count - mean * mean, 0.0) ** 0.5, _LEAST_DEVIATION)))
+    means, deviations = zip(*found, strict=True)
+    return EdgeStats(means, deviations)
+
+
+def mean_similarity(sim_NK: np.ndarray, nbr_NK: np.ndarray) -> np.ndarray:
+    """Mean similarity of each node to its neighbours, float32; 0 without any."""
+    count_N = np.maximum((nbr_NK >= 0).sum(1), 1)
+    mean_N: np.ndarray = (sim_NK.sum(1, dtype=np.float64) / count_N).astype(np.float32)
+    return mean_N
+
+
 def edge_inputs(
     sim_BK: Tensor,
     shared_BKQ: Tensor,
+    cos_BKM: Tensor,
     own_mean_B: Tensor,
     nbr_mean_BK: Tensor,
     real_BK: Tensor,
@@ -48,7 +95,8 @@ def edge_inputs(
 
     Args:
         sim_BK: similarities.
-        shared_BKQ: number of shared neighbours at each of ``list_depths(k)``.
+        shared_BKQ: number of shared neighbours at each of ``list_depths(k)`` (``knn.shared``).
+        cos_BKM: int16 cosines of local means at each of ``mean_depths(k)`` (``knn.local_means``).
         own_mean_B: mean similarity of the node to its neighbours.
         nbr_mean_BK: the same of each neighbour.
         real_BK: bool, False at pads.
@@ -57,15 +105,17 @@ def edge_inputs(
 
     Returns:
         ``inputs_BKF`` float32: standardised similarity; Jaccard overlap at each depth; twice the similarity less what is
-        usual at both ends; how far both ends differ in that. 0 at pads.
+        usual at both ends; how far both ends differ in that; standardised cosine at each depth. 0 at pads.
     """
-    z_BK = (sim_BK - stats.mean) / stats.deviation
-    own_B1, nbr_BK = ((mean - stats.mean) / stats.deviation for mean in (own_mean_B[:, None], nbr_mean_BK))
+    z_BK, own_B1, nbr_BK = (
+        (part - stats.mean[0]) / stats.deviation[0] for part in (sim_BK, own_mean_B[:, None], nbr_mean_BK)
+    )
+    mean_M, deviation_M = (torch.tensor(part[1:], dtype=torch.float32, device=sim_BK.device) for part in stats)
     twice_Q = 2 * torch.tensor(list_depths(k), dtype=torch.float32, device=sim_BK.device)
     shared_BKQ = shared_BKQ.float()
     jaccard_BKQ = shared_BKQ / (twice_Q - shared_BKQ)
     columns = [z_BK[:, :, None], jaccard_BKQ, (2 * z_BK - (own_B1 + nbr_BK))[:, :, None]]
-    columns.append((own_B1 - nbr_BK).abs()[:, :, None])
+    columns += [(own_B1 - nbr_BK).abs()[:, :, None], (cos_BKM.float() / COSINE_ONE - mean_M) / deviation_M]
     return torch.cat(columns, 2) * real_BK[:, :, None]
 
 

@@ -74,6 +74,21 @@ def test_a_driver_killed_twice_goes_on_where_it_was(job: Job, tmp_path: Path) ->
     _refused(hilander(*job.command(output)), "holds a complete run")
 
 
+def test_a_driver_killed_among_relations_goes_on_where_it_was(job: Job, tmp_path: Path) -> None:
+    def command(output: Path) -> list[str]:  # With the general checkpoint.
+        return ["cluster", "--input", str(job.folder / "in"), "--output", str(output), "--num-shards", str(SHARDS)]
+
+    output = tmp_path / "run"
+    relations = output / "_work" / "level-0" / "relations-00000.safetensors"
+    _start_and_kill(command(output), lambda: relations.exists())
+    begun = relations.stat().st_mtime_ns
+    for target in (output, tmp_path / "undisturbed"):
+        outcome = hilander(*command(target))
+        assert outcome.code == 0, outcome.err
+    assert result_bytes(output) == result_bytes(tmp_path / "undisturbed")
+    assert relations.stat().st_mtime_ns == begun
+
+
 @pytest.mark.parametrize("stage", ["ingest", "level-0"])
 def test_a_killed_worker_changes_nothing(stage: str, job: Job, tmp_path: Path) -> None:
     output = tmp_path / "run"

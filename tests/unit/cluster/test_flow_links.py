@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from hilander_dist.cluster.flow_links import base_rate_shift, group_parents, link_by_relations
+from hilander_dist.cluster import flow_links
+from hilander_dist.cluster.flow_links import base_rate_shift, densest_of_groups, link_by_relations
+from hilander_dist.cluster.flow_rounds import merge_round
 from hilander_dist.cluster.forward import plan_halo
 from hilander_dist.cluster.links import Links
-from hilander_dist.cluster.relations import merge_moments, moments, score_relations
+from hilander_dist.cluster.relations import score_relations
 from hilander_dist.config import Calibration, ModelConfig
 from hilander_dist.errors import ClusterError
 from hilander_dist.knn.layout import CHUNK
-from hilander_dist.lander.relational import RelationalLander, edge_inputs, list_depths
+from hilander_dist.lander.episodes import graph_relations
+from hilander_dist.lander.relational import RelationalLander, edge_inputs, list_depths, merge_moments, moments
 from hilander_dist.tasks import Block
 from tests.local_tasks import LocalTasks, put
 from tests.points import with_duplicates
@@ -67,14 +70,18 @@ def test_scores_are_those_of_the_whole_graph_in_one_forward(nodes: Block, model:
     nbr_NK, sim_NK = edges["nbr_NK"], edges["sim_NK"]
     real_NK = nbr_NK >= 0
     sim_E = sim_NK[real_NK].astype(np.float64)
-    stats = merge_moments([moments(edges)])
-    assert stats == pytest.approx((sim_E.mean(), sim_E.std()), rel=1e-5)
+    cos_NKM = graph_relations(joined(tasks, level.nodes)["x_ND"], nbr_NK, K)["cos_NKM"]
+    cos_EM = cos_NKM[real_NK] / 2.0**14
+    stats = merge_moments([moments(nbr_NK, sim_NK, cos_NKM)])
+    assert stats.mean == pytest.approx((sim_E.mean(), *cos_EM.mean(0)), rel=1e-5)
+    assert stats.deviation == pytest.approx((sim_E.std(), *cos_EM.std(0)), rel=1e-5)
     mean_N = np.array([row[real].mean() if real.any() else 0 for row, real in zip(sim_NK, real_NK, strict=True)])
     mean = torch.from_numpy(mean_N.astype(np.float32))
     nbr = torch.from_numpy(nbr_NK)
     inputs = edge_inputs(
         torch.from_numpy(sim_NK),
         torch.from_numpy(by_sets(nbr_NK, list(list_depths(K)))),
+        torch.from_numpy(cos_NKM),
         mean,
         mean[nbr.clamp(min=0)],
         nbr >= 0,
@@ -114,11 +121,35 @@ def test_a_merge_that_fits_no_node_is_refused(nodes: Block, model: RelationalLan
     tasks = LocalTasks()
     level, graph = laid_out(tasks, nodes, 2, K)
     tasks.memory_offered = 10**6
-    with pytest.raises(ClusterError, match=r"merges \d+ pairs of trees takes up to 0\.4 GB, .* offers 0\.0 GB"):
+    with pytest.raises(ClusterError, match=r"merges \d+ pairs of clusters takes up to 0\.4 GB, .* offers 0\.0 GB"):
         link_by_relations(model, put(model), Calibration(), K, 0.5)(tasks, level, graph, "level-0")
 
 
-def test_group_parents_are_densest_then_first_by_id() -> None:
-    group_R = np.array([0, 1, 0, 1, 0])
-    density_R = np.array([0.5, 0.2, 0.7, 0.2, 0.7], dtype=np.float32)
-    assert group_parents(group_R, density_R, np.array([1, 9, 8, 3, 4])).tolist() == [4, 3, 4, 3, 4]
+def test_the_densest_root_of_a_group_is_the_first_by_id() -> None:
+    roots = {
+        "group_R": np.array([0, 1, 0, 1, 0]),
+        "density_R": np.array([0.5, 0.2, 0.7, 0.2, 0.7], dtype=np.float32),
+        "id_R": np.array([1, 9, 8, 3, 4]),
+        "position_R": np.arange(5),
+    }
+    assert densest_of_groups(roots)["position_R"].tolist() == [4, 3]
+    assert len(densest_of_groups({name: column[:0] for name, column in roots.items()})["group_R"]) == 0
+
+
+@pytest.mark.parametrize(("shards", "pairs_at_once"), [(1, 0), (3, 0), (3, 700)])
+def test_rounds_over_shards_merge_what_one_task_merges(
+    nodes: Block, model: RelationalLander, monkeypatch: pytest.MonkeyPatch, shards: int, pairs_at_once: int
+) -> None:
+    _, one, _ = linked(nodes, model, 1, forest_tau=0.95)
+    monkeypatch.setattr(flow_links, "PAIRS_AT_ONCE", pairs_at_once)
+    rounds: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        rounds.append(1)
+        return merge_round(*given)
+
+    monkeypatch.setattr(flow_links, "merge_round", counted)
+    _, other, _ = linked(nodes, model, shards, forest_tau=0.95)
+    assert len(rounds) > (3 if pairs_at_once == 0 else 1)
+    for name, array in one.items():
+        assert same_bytes(other[name], array), name

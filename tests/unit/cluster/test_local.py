@@ -9,8 +9,8 @@ from hilander_dist.cluster.flow_links import link_by_relations
 from hilander_dist.cluster.local import f_scores, label_graph, score_episode, score_graph
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.config import Calibration, ModelConfig
-from hilander_dist.knn.shared import count_shared
-from hilander_dist.lander.relational import RelationalLander, list_depths
+from hilander_dist.lander.episodes import graph_relations
+from hilander_dist.lander.relational import RelationalLander
 from tests.local_tasks import LocalTasks, put
 from tests.points import with_duplicates
 from tests.unit.cluster.small import joined, laid_out
@@ -35,8 +35,8 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int) -> None:
     id_N = joined(tasks, level.nodes)["id_N"]
     edges = joined(tasks, graph)
     nbr_NK = edges["nbr_NK"]
-    shared_NKQ = count_shared(nbr_NK, np.arange(len(nbr_NK)), nbr_NK, nbr_NK, list_depths(K))
-    episode = {"nbr_NK": nbr_NK.astype(np.int32), "sim_NK": edges["sim_NK"], "shared_NKQ": shared_NKQ}
+    relations = graph_relations(joined(tasks, level.nodes)["x_ND"], nbr_NK, K)
+    episode = {"nbr_NK": nbr_NK.astype(np.int32), "sim_NK": edges["sim_NK"], **relations}
     logit_NK, density_N = score_graph(model, episode)
     found_N = label_graph(episode["nbr_NK"], logit_NK, density_N, model, calibration)
     assert f_scores(found_N, labels) == (1.0, 1.0)

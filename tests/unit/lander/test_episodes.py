@@ -95,6 +95,7 @@ def test_an_episode_is_blurred_and_projected_and_knows_its_classes() -> None:
     clean = build_episode(x_ND, label_N, plain, rng())
     assert clean["nbr_NK"].shape == (300, 9)
     assert clean["shared_NKQ"].shape == (300, 9, 4)
+    assert clean["cos_NKM"].shape == (300, 9, 3)
     same_NK, real_NK = same_class(clean)
     assert same_share(clean) == same_NK.sum() / real_NK.sum() > 0.5
     assert not same_NK[~real_NK].any()
