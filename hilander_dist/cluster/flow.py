@@ -20,6 +20,9 @@ WEIGHT_ONE = 2.0**20
 _LEAST_SAVING = 1e-12
 """In bits. Less is rounding."""
 
+_RENEW = 0.8
+"""See ``renewed``."""
+
 
 def edge_weights(p1_NK: np.ndarray, tau: float) -> np.ndarray:
     """Fixed-point weights of edges: the part of the probability above tau, 1 for certain ones, 0 from tau down."""
@@ -42,88 +45,204 @@ def sum_keyed(first_E: np.ndarray, second_E: np.ndarray, *columns: np.ndarray) -
     return first_E[new], second_E[new], *(np.add.reduceat(column[order], new) for column in columns)
 
 
-def merge_flow(total_C: np.ndarray, u_E: np.ndarray, v_E: np.ndarray, weight_E: np.ndarray) -> np.ndarray:
+def merge_flow(
+    total_C: np.ndarray, u_E: np.ndarray, v_E: np.ndarray, weight_E: np.ndarray, held: int | None = None
+) -> np.ndarray:
     """Merge clusters until no merge of two shortens the description of the walk.
+
+    A round that merges little changes little: the best partner of a cluster is looked for anew only after it or one of its
+    partners merged, or when ``held`` is renewed. The partition is that of rounds over all pairs.
 
     Args:
         total_C: int64 sum of the weights at the members' ends; an edge inside counts twice, at both.
-        u_E: int64 first cluster of each pair, pairs in the order of ``sum_pairs``.
-        v_E: int64 second cluster of each pair, above ``u_E``.
-        weight_E: int64 weight of the edges between both.
+        u_E: int64 first cluster of each pair; pairs are distinct.
+        v_E: int64 second cluster of each pair.
+        weight_E: int64 weight of the edges between both, above 0.
+        held: see ``renewed``; of earlier rounds, None for none.
 
     Returns:
         ``group_C`` int64: the smallest cluster of each cluster's group.
     """
-    group_C = np.arange(len(total_C))
-    both = float(total_C.sum())
-    total_C = total_C.copy()
-    while len(u_E):
-        exit_C = np.zeros(len(total_C), dtype=np.int64)
-        np.add.at(exit_C, u_E, weight_E)
-        np.add.at(exit_C, v_E, weight_E)
-        partner_C = best_partners(total_C, exit_C, u_E, v_E, weight_E, both)
-        into_C = np.arange(len(total_C))
-        named = np.flatnonzero(partner_C >= 0)
-        mutual = named[partner_C[partner_C[named]] == named]
-        into_C[mutual] = np.minimum(mutual, partner_C[mutual])
-        if len(mutual) == 0:
-            break
-        gone = mutual[into_C[mutual] != mutual]
-        total_C[into_C[gone]] += total_C[gone]
-        group_C = into_C[group_C]
-        u_E, v_E = into_C[u_E], into_C[v_E]
-        apart = u_E != v_E
-        u_E, v_E, weight_E = sum_pairs(u_E[apart], v_E[apart], weight_E[apart])
-    return group_C
+    C = len(total_C)
+    if len(u_E) == 0:
+        return np.arange(C)
+    own_R, other_R, weight_R = np.r_[u_E, v_E], np.r_[v_E, u_E], np.r_[weight_E, weight_E]
+    order = np.argsort(own_R, kind="stable")
+    own_R, other_R, weight_R = own_R[order], other_R[order], weight_R[order]
+    first_C = np.searchsorted(own_R, np.arange(C + 1))
+    exit_C = np.zeros(C, dtype=np.int64)
+    np.add.at(exit_C, own_R, weight_R)
+    into_C = np.arange(C)
+    start = renewed(held, int(exit_C.sum()))
+    _merge_all(total_C.copy(), exit_C, first_C, other_R, weight_R, into_C, float(total_C.sum()), start)
+    while True:
+        further_C = into_C[into_C]
+        if np.array_equal(further_C, into_C):
+            return into_C
+        into_C = further_C
 
 
-@numba.njit(cache=True)
-def best_partners(total_C, exit_C, u_E, v_E, weight_E, both):  # type: ignore[no-untyped-def]
-    """The partner with which each cluster saves most, -1 where it saves nothing; of equal ones the pair first in order.
+def renewed(held: int | None, all_exit: int) -> int:
+    """The weight between clusters with which savings are computed: that at an earlier round, until it is a fifth less.
 
-    ``both`` is twice the weight of all edges; other arguments as in ``merge_flow``, with the weight that leaves each cluster.
+    What a merge saves depends on all other clusters by this one sum. If it changed in every round, every cluster would have
+    to look at all its partners in every round, of which there are 1,200 for 45,000 trees. Before the end it is renewed too:
+    the last rounds find no saving with the true sum.
     """
-    partner_C = np.full(len(total_C), -1, dtype=np.int64)
-    saving_C = np.full(len(total_C), _LEAST_SAVING)
-    all_exit = exit_C.sum()
-    for e in range(len(u_E)):
-        u, v = u_E[e], v_E[e]
-        saving = _saving(total_C[u], exit_C[u], total_C[v], exit_C[v], weight_E[e], both, all_exit)
-        if saving > saving_C[u]:
-            saving_C[u], partner_C[u] = saving, v
-        if saving > saving_C[v]:
-            saving_C[v], partner_C[v] = saving, u
-    return partner_C
+    return all_exit if held is None or all_exit < _RENEW * held else held
 
 
 @numba.njit(cache=True)
-def best_of_rows(total_C, exit_C, own_E, other_total_E, other_exit_E, weight_E, both, all_exit):  # type: ignore[no-untyped-def]
-    """The same from a row for each partner: the row with which each cluster saves most, -1 for none; of equal ones the first.
+def _merge_all(total_C, exit_C, first_C, other_R, weight_R, into_C, both, held):  # type: ignore[no-untyped-def]
+    """Merge in place: into_C[c] < c where c merged. A cluster's rows are a linked list, tidied when they are looked at."""
+    C = len(total_C)
+    next_R = np.arange(1, len(other_R) + 1)
+    head_C = np.full(C, -1, dtype=np.int64)
+    tail_C = np.full(C, -1, dtype=np.int64)
+    for i in range(C):
+        if first_C[i + 1] > first_C[i]:
+            head_C[i], tail_C[i] = first_C[i], first_C[i + 1] - 1
+            next_R[tail_C[i]] = -1
+    partner_C = np.full(C, -1, dtype=np.int64)
+    between_C = np.zeros(C, dtype=np.int64)
+    saving_C, alone_C = np.zeros(C), np.zeros(C)
+    for i in range(C):
+        alone_C[i] = _alone(total_C[i], exit_C[i], both)
+    seen_C = np.full(C, -1, dtype=np.int64)
+    row_C = np.zeros(C, dtype=np.int64)
+    look_C = np.ones(C, dtype=np.bool_)
+    changed_C = np.zeros(C, dtype=np.bool_)
+    joined = np.empty(C, dtype=np.int64)
+    all_exit = exit_C.sum()
+    looks = 0
+    while True:
+        for c in np.flatnonzero(look_C):
+            look_C[c] = False
+            if into_C[c] == c:
+                looks += 1
+                _tidy(c, looks, other_R, weight_R, next_R, head_C, tail_C, seen_C, row_C, into_C)
+                partner_C[c], between_C[c], saving_C[c] = _best(
+                    c, total_C, exit_C, alone_C, other_R, weight_R, next_R, head_C[c], both, held
+                )
+                changed_C[c] = True
+        merged = 0
+        for c in np.flatnonzero(changed_C):
+            changed_C[c] = False
+            p = partner_C[c]
+            if p < 0 or into_C[c] != c or partner_C[p] != c:
+                continue
+            u = min(c, p)
+            v = max(c, p)
+            all_exit -= 2 * between_C[c]
+            exit_C[u] += exit_C[v] - 2 * between_C[c]
+            total_C[u] += total_C[v]
+            alone_C[u] = _alone(total_C[u], exit_C[u], both)
+            next_R[tail_C[u]] = head_C[v]
+            tail_C[u] = tail_C[v]
+            into_C[v] = u
+            partner_C[u] = partner_C[v] = -1
+            look_C[u] = True
+            joined[merged] = u
+            merged += 1
+        if merged == 0 and held == all_exit:
+            return
+        if merged == 0 or all_exit < _RENEW * held:
+            held = all_exit
+            look_C[:] = True
+            continue
+        for u in joined[:merged]:
+            looks += 1
+            _tidy(u, looks, other_R, weight_R, next_R, head_C, tail_C, seen_C, row_C, into_C)
+            r = head_C[u]
+            while r >= 0:
+                # Only its row to u changed: unless that was the best and became worse, nothing else is to be looked at.
+                c, w, p = other_R[r], weight_R[r], partner_C[other_R[r]]
+                if not look_C[c]:
+                    saving = _saving(
+                        total_C[c], exit_C[c], alone_C[c], total_C[u], exit_C[u], alone_C[u], w, both, held
+                    )
+                    was_best = p >= 0 and _find(into_C, p) == u
+                    if saving > saving_C[c] or (saving == saving_C[c] and p >= 0 and (was_best or u < p)):
+                        partner_C[c], between_C[c], saving_C[c] = u, w, saving
+                        changed_C[c] = True
+                    elif was_best:
+                        look_C[c] = True
+                r = next_R[r]
+
+
+@numba.njit(cache=True)
+def _tidy(c, look, other_R, weight_R, next_R, head_C, tail_C, seen_C, row_C, into_C):  # type: ignore[no-untyped-def]
+    """Add up a cluster's rows by what their clusters became, and drop those of what became itself."""
+    last, r = -1, head_C[c]
+    while r >= 0:
+        o = _find(into_C, other_R[r])
+        if o != c and seen_C[o] != look:
+            seen_C[o], row_C[o], other_R[r] = look, r, o
+            last = r
+        else:
+            if o != c:
+                weight_R[row_C[o]] += weight_R[r]
+            if last < 0:
+                head_C[c] = next_R[r]
+            else:
+                next_R[last] = next_R[r]
+        r = next_R[r]
+    tail_C[c] = last
+
+
+@numba.njit(cache=True)
+def _best(c, total_C, exit_C, alone_C, other_R, weight_R, next_R, r, both, held):  # type: ignore[no-untyped-def]
+    """The partner with which a cluster saves most, -1 for none, the weight between them, and what it saves; of equal ones the
+    smallest."""
+    partner, between, most = -1, 0, _LEAST_SAVING
+    while r >= 0:
+        o = other_R[r]
+        saving = _saving(total_C[c], exit_C[c], alone_C[c], total_C[o], exit_C[o], alone_C[o], weight_R[r], both, held)
+        if saving > most or (saving == most and 0 <= o < partner):
+            partner, between, most = o, weight_R[r], saving
+        r = next_R[r]
+    return partner, between, most
+
+
+@numba.njit(cache=True)
+def _find(into_C, c):  # type: ignore[no-untyped-def]
+    while into_C[c] != c:
+        into_C[c] = into_C[into_C[c]]
+        c = into_C[c]
+    return c
+
+
+@numba.njit(cache=True)
+def best_of_rows(total_C, exit_C, own_E, other_total_E, other_exit_E, weight_E, both, held):  # type: ignore[no-untyped-def]
+    """The row with which each cluster saves most, -1 where it saves nothing; of equal ones the first.
 
     Args: sums of the clusters; of each row its cluster, the partner's sums and the weight between both; the sum of total_C
-    and of exit_C over all clusters there are.
+    over all clusters there are; see ``renewed``.
     """
     row_C = np.full(len(total_C), -1, dtype=np.int64)
     saving_C = np.full(len(total_C), _LEAST_SAVING)
     for e in range(len(own_E)):
         if weight_E[e] > 0:
             u = own_E[e]
-            saving = _saving(total_C[u], exit_C[u], other_total_E[e], other_exit_E[e], weight_E[e], both, all_exit)
+            total, exit_ = other_total_E[e], other_exit_E[e]
+            alone, other_alone = _alone(total_C[u], exit_C[u], both), _alone(total, exit_, both)
+            saving = _saving(total_C[u], exit_C[u], alone, total, exit_, other_alone, weight_E[e], both, held)
             if saving > saving_C[u]:
                 saving_C[u], row_C[u] = saving, e
     return row_C
 
 
 @numba.njit(cache=True)
-def _saving(total_u, exit_u, total_v, exit_v, weight, both, all_exit):  # type: ignore[no-untyped-def]
+def _alone(total, exit_, both):  # type: ignore[no-untyped-def]
+    """What a cluster costs of the description, in bits."""
+    return _plogp(exit_ / both + total / both) - 2 * _plogp(exit_ / both)
+
+
+@numba.njit(cache=True)
+def _saving(total_u, exit_u, alone_u, total_v, exit_v, alone_v, weight, both, held):  # type: ignore[no-untyped-def]
     """Bits that a merge of u and v saves; the same bits of a double for v and u."""
-    joint_exit = (exit_u + exit_v - 2 * weight) / both
-    joint_total = (total_u + total_v) / both
-    saving = _plogp(all_exit / both) - _plogp((all_exit - 2 * weight) / both)
-    saving += 2 * (_plogp(joint_exit) - (_plogp(exit_u / both) + _plogp(exit_v / both)))
-    saving += _plogp(exit_u / both + total_u / both) + _plogp(exit_v / both + total_v / both)
-    saving -= _plogp(joint_exit + joint_total)
-    return saving
+    joint = _alone(total_u + total_v, exit_u + exit_v - 2 * weight, both)
+    return (alone_u + alone_v) - joint + (_plogp(held / both) - _plogp((held - 2 * weight) / both))
 
 
 @numba.njit(cache=True)

@@ -169,13 +169,12 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
     share = share_trees(tasks, pairs, starts)
     del pairs
     parents = [tasks.call(_alone, starts[s], starts[s + 1]) for s in range(S)]
-    while (count := count_pairs(tasks, share)) > PAIRS_AT_ONCE:
+    held, done = None, False
+    while (count := count_pairs(tasks, share)) > PAIRS_AT_ONCE and not done:
         logger.info("merging over shards", pairs=count)
-        after = merge_round(tasks, share, starts)
-        if after is None:
-            break
-        share, become = after
-        parents = [tasks.call(point, parents[s], become[s]) for s in range(S)]
+        share, become, held, done = merge_round(tasks, share, starts, held)
+        if become is not None:
+            parents = [tasks.call(point, parents[s], become[s]) for s in range(S)]
     needed = merge_bytes(count)
     if needed > tasks.offered():
         raise ClusterError(
@@ -183,7 +182,15 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
             f" node of the Ray cluster offers {gigabytes(tasks.offered())}: use nodes with more memory, or a smaller --k"
         )
     rest = tasks.asking(needed).call(
-        _merge_rest, forest.model_ref, forest.k - 1, forest.pair_tau, share.clusters, share.rows, starts, returns=S
+        _merge_rest,
+        forest.model_ref,
+        forest.k - 1,
+        forest.pair_tau,
+        share.clusters,
+        share.rows,
+        held,
+        starts,
+        returns=S,
     )
     parents = [tasks.call(point, parents[s], become) for s, become in enumerate(as_list(rest, S))]
     return _link_groups(tasks, forest, find_roots(tasks, parents, starts))
@@ -283,6 +290,7 @@ def merge_trees(
     total_C: np.ndarray,
     trees: Clusters,
     weight_E: np.ndarray,
+    held: int | None = None,
 ) -> np.ndarray:
     """Merge clusters by the map equation, then by the model's head of pairs: ``group_C`` int64, from 0 up without gaps.
 
@@ -293,15 +301,18 @@ def merge_trees(
         total_C: weight at the members' ends.
         trees: the clusters.
         weight_E: weight of each pair of them.
+        held: of earlier rounds, see ``flow.renewed``.
     """
-    clusters, group_C = flow_clusters(total_C, trees, weight_E)
+    clusters, group_C = flow_clusters(total_C, trees, weight_E, held)
     return np.asarray(merge_pairs(model.pair, clusters, neighbours, pair_tau)[group_C])
 
 
-def flow_clusters(total_C: np.ndarray, trees: Clusters, weight_E: np.ndarray) -> tuple[Clusters, np.ndarray]:
+def flow_clusters(
+    total_C: np.ndarray, trees: Clusters, weight_E: np.ndarray, held: int | None = None
+) -> tuple[Clusters, np.ndarray]:
     """Trees merged by the map equation: the clusters, and the cluster of each tree, from 0 up; arguments as above."""
     flowing_E = weight_E > 0
-    flow_C = merge_flow(total_C, trees.u_E[flowing_E], trees.v_E[flowing_E], weight_E[flowing_E])
+    flow_C = merge_flow(total_C, trees.u_E[flowing_E], trees.v_E[flowing_E], weight_E[flowing_E], held)
     group_C = np.unique(flow_C, return_inverse=True)[1]
     return contract(trees, group_C), group_C
 
@@ -322,11 +333,12 @@ def _merge_rest(
     pair_tau: float,
     clusters: list[Block],
     rows: list[Block],
+    held: int | None,
     starts: Starts,
 ) -> Any:
     """Per shard the clusters that it owns, and the position of the first cluster of each one's group."""
     id_C, total_C, trees, weight_E = whole(clusters, rows)
-    group_C = merge_trees(model, neighbours, pair_tau, total_C, trees, weight_E)
+    group_C = merge_trees(model, neighbours, pair_tau, total_C, trees, weight_E, held)
     first_G = np.unique(group_C, return_index=True)[1]
     S = len(starts) - 1
     pieces = as_list(partition_rows({"id_C": id_C, "into_C": id_C[first_G][group_C]}, id_C, starts), S)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hilander_dist.cluster.flow import best_of_rows, sum_keyed
+from hilander_dist.cluster.flow import best_of_rows, renewed, sum_keyed
 from hilander_dist.cluster.pairs import Clusters
 from hilander_dist.exchange import (
     Starts,
@@ -52,12 +52,20 @@ def count_pairs(tasks: Tasks, share: Share) -> int:
     return sum(rows) // 2
 
 
-def merge_round(tasks: Tasks, share: Share, starts: Starts) -> tuple[Share, list[Ref]] | None:
+def merge_round(
+    tasks: Tasks, share: Share, starts: Starts, held: int | None
+) -> tuple[Share, list[Ref] | None, int, bool]:
     """Merge all pairs of clusters that name each other.
 
+    Args:
+        tasks: where to run.
+        share: the clusters.
+        starts: how positions are cut into shards.
+        held: of the rounds before, see ``flow.renewed``; None in the first.
+
     Returns:
-        The clusters after it, and per shard a block of at_C (place of each cluster in its shard) and into_C (position of
-        the cluster that it is now); None where no merge saves anything.
+        The clusters after it; per shard a block of at_C (place of each cluster in its shard) and into_C (position of the
+        cluster that it is now), None where nothing merged; ``held`` for the next round; whether no merge saves anything.
     """
     S = len(starts) - 1
     partners = [tasks.call(_partners, block) for block in share.rows]
@@ -65,13 +73,12 @@ def merge_round(tasks: Tasks, share: Share, starts: Starts) -> tuple[Share, list
     needs, answers = fetch_rows(tasks, partners, sums, starts, serve_placed)
     totals = tasks.get([tasks.call(_add_up, block) for block in sums])
     both, all_exit = (sum(column) for column in zip(*totals, strict=True))
-    named = [
-        tasks.call(_name, sums[s], share.rows[s], needs[s], answers[s], (both, all_exit), starts[s]) for s in range(S)
-    ]
+    held = renewed(held, all_exit)
+    named = [tasks.call(_name, sums[s], share.rows[s], needs[s], answers[s], (both, held), starts[s]) for s in range(S)]
     asked, told = fetch_rows(tasks, [tasks.call(_named, block) for block in named], named, starts, serve_placed)
     become = [tasks.call(_agree, named[s], asked[s], told[s], starts[s]) for s in range(S)]
     if not any(tasks.get([tasks.call(_any_merged, become[s], starts[s]) for s in range(S)])):
-        return None
+        return share, None, all_exit, held == all_exit
     renamed = serve_rows(tasks, needs, become, starts, serve_placed)
     sent = [
         tasks.call(
@@ -79,7 +86,7 @@ def merge_round(tasks: Tasks, share: Share, starts: Starts) -> tuple[Share, list
         )
         for s in range(S)
     ]
-    return _collect(tasks, sent), become
+    return _collect(tasks, sent), become, held, False
 
 
 def send_trees(pairs: Block, starts: Starts) -> Any:

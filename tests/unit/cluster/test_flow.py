@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilander_dist.cluster.flow import WEIGHT_ONE, best_partners, edge_weights, merge_flow, sum_pairs
+from hilander_dist.cluster.flow import WEIGHT_ONE, best_of_rows, edge_weights, merge_flow, renewed, sum_keyed, sum_pairs
 
 
 def plogp(p: float) -> float:
@@ -51,6 +51,55 @@ def columns(edges: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray, 
     return u_E, v_E, weight_E
 
 
+def both_ways(u_E: np.ndarray, v_E: np.ndarray, weight_E: np.ndarray) -> tuple[np.ndarray, ...]:
+    """A row for each pair at either end."""
+    return sum_keyed(np.r_[u_E, v_E], np.r_[v_E, u_E], np.r_[weight_E, weight_E])
+
+
+def merge_by_rounds(total_C: np.ndarray, u_E: np.ndarray, v_E: np.ndarray, weight_E: np.ndarray) -> np.ndarray:
+    """``merge_flow`` as it is defined: every round looks at all rows."""
+    group_C, total_C, held = np.arange(len(total_C)), total_C.copy(), None
+    own_R, other_R, weight_R = both_ways(u_E, v_E, weight_E)
+    while True:
+        exit_C = np.zeros(len(total_C), dtype=np.int64)
+        np.add.at(exit_C, own_R, weight_R)
+        held = renewed(held, int(exit_C.sum()))
+        both = float(total_C.sum())
+        row_C = best_of_rows(total_C, exit_C, own_R, total_C[other_R], exit_C[other_R], weight_R, both, held)
+        partner_C = np.where(row_C >= 0, other_R[row_C] if len(other_R) else -1, -1)
+        into_C = np.arange(len(total_C))
+        named = np.flatnonzero(partner_C >= 0)
+        mutual = named[partner_C[partner_C[named]] == named]
+        into_C[mutual] = np.minimum(mutual, partner_C[mutual])
+        if len(mutual) == 0:
+            if held == exit_C.sum():
+                return group_C
+            held = int(exit_C.sum())
+            continue
+        gone = np.flatnonzero(into_C != np.arange(len(into_C)))
+        np.add.at(total_C, into_C[gone], total_C[gone])
+        total_C[gone] = 0
+        group_C = into_C[group_C]
+        own_R, other_R = into_C[own_R], into_C[other_R]
+        apart = own_R != other_R
+        own_R, other_R, weight_R = sum_keyed(own_R[apart], other_R[apart], weight_R[apart])
+
+
+@given(st.integers(0, 10_000), st.integers(2, 60), st.integers(1, 300), st.sampled_from([1, 3, 1000]))
+@settings(max_examples=150, deadline=None)
+def test_looking_only_where_something_changed_gives_the_same_groups(seed: int, n: int, edges: int, scale: int) -> None:
+    # Small weights make many equal savings; a sparse ring of blocks, chains of merges.
+    rng = np.random.default_rng(seed)
+    u_E, v_E = rng.integers(n, size=edges), rng.integers(n, size=edges)
+    u_E, v_E, weight_E = sum_pairs(u_E, (u_E // 8 * 8 + v_E % 9) % n, rng.integers(1, scale + 1, edges))
+    total_C = np.zeros(n, dtype=np.int64)
+    np.add.at(total_C, u_E, weight_E)
+    np.add.at(total_C, v_E, weight_E)
+    apart = u_E != v_E
+    pairs = u_E[apart], v_E[apart], weight_E[apart]
+    np.testing.assert_array_equal(merge_flow(total_C, *pairs), merge_by_rounds(total_C, *pairs))
+
+
 @given(graphs())
 @settings(max_examples=150, deadline=None)
 def test_a_cluster_names_the_partner_that_saves_most_by_definition(graph: Any) -> None:
@@ -65,8 +114,13 @@ def test_a_cluster_names_the_partner_that_saves_most_by_definition(graph: Any) -
         saving[u, v] = saving[v, u] = before - code_length(merged, edges, total)
         leave[u] += w
         leave[v] += w
-    partner_C = best_partners(np.array(total), leave, *columns(edges), float(sum(total)))
-    for node, partner in enumerate(partner_C.tolist()):
+    own_R, other_R, weight_R = both_ways(*columns(edges))
+    exit_R = leave[other_R]
+    row_C = best_of_rows(
+        np.array(total), leave, own_R, np.array(total)[other_R], exit_R, weight_R, float(sum(total)), int(leave.sum())
+    )
+    for node, row in enumerate(row_C.tolist()):
+        partner = int(other_R[row]) if row >= 0 else -1
         best = max((gain for (u, _), gain in saving.items() if u == node), default=0.0)
         if partner < 0:
             assert best < 1e-9

@@ -42,7 +42,7 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int) -> None:
     assert f_scores(found_N, labels) == (1.0, 1.0)
     assert 10 < len(np.unique(labels)) < 1000
     episode["label_N"] = class_N[id_N]
-    assert score_episode(model, episode, calibration) == f_scores(labels, class_N[id_N])
+    assert score_episode(model, episode, calibration) == f_scores(found_N, class_N[id_N])
 
 
 def test_clusters_without_pairs_score_zero_where_there_are_pairs() -> None:
