@@ -29,7 +29,7 @@ from hilander_dist.cluster.flow_rounds import (
 )
 from hilander_dist.cluster.forward import make_table, plan_halo
 from hilander_dist.cluster.links import Linker, Links, decode_shard, density_columns
-from hilander_dist.cluster.memory import gigabytes, merge_bytes
+from hilander_dist.cluster.memory import gigabytes, merge_bytes, mergeable_pairs
 from hilander_dist.cluster.pairs import CHANCE_ONE, Clusters, contract, merge_pairs
 from hilander_dist.cluster.relations import chances, mean_chance, score_relations
 from hilander_dist.cluster.roots import find_roots
@@ -50,8 +50,9 @@ from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.monitor.log import logger
 from hilander_dist.tasks import Block, Ref, Tasks
 
-PAIRS_AT_ONCE = 4_000_000
-"""Pairs of clusters that one task merges: 1 GB. A round over the shards takes some 10 tasks a shard."""
+PAIRS_AT_ONCE = 16_000_000
+"""Pairs of clusters that one task merges, fewer where no node has the 4 GB. It takes a minute; a round over the shards looks
+at all pairs and takes some ten tasks a shard."""
 
 FAR = 2.0
 """A correction of the base rate by more log-odds than this is reported: the model may not suit the data."""
@@ -150,7 +151,7 @@ def grow_forest(
 def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
     """The level's links, per shard, after merges of trees with weights of probabilities above ``tau``.
 
-    Rounds run over the shards while there are more than PAIRS_AT_ONCE pairs of clusters, then in one task.
+    Rounds run over the shards while there are more pairs of clusters than one task holds.
     """
     starts = forest.starts
     S = len(starts) - 1
@@ -169,8 +170,9 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
     share = share_trees(tasks, pairs, starts)
     del pairs
     parents = [tasks.call(_alone, starts[s], starts[s + 1]) for s in range(S)]
+    at_once = min(PAIRS_AT_ONCE, mergeable_pairs(tasks.offered()))
     held, done = None, False
-    while (count := count_pairs(tasks, share)) > PAIRS_AT_ONCE and not done:
+    while (count := count_pairs(tasks, share)) > at_once and not done:
         logger.info("merging over shards", pairs=count)
         share, become, held, done = merge_round(tasks, share, starts, held)
         if become is not None:

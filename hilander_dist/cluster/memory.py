@@ -16,6 +16,9 @@ PROCESS = 400 * 2**20
 """A worker's own: Python, numpy, torch, Ray and faiss, measured 250 to 350 MB."""
 
 
+_PAIR_BYTES = 240
+
+
 def bytes_per_row(dim: int, k: int, model: AnyLander | None) -> int:
     """What a task holds at most for each row of its shard, where the shard's halo is no larger than the shard.
 
@@ -86,7 +89,12 @@ def check_memory(rows: int, dim: int, shards: int, model: AnyLander | None, conf
 
 def merge_bytes(pairs: int) -> int:
     """What the task that merges clusters takes (``cluster.flow_links``): 80 bytes a pair arrive, and are sorted and added up."""
-    return PROCESS + 240 * pairs
+    return PROCESS + _PAIR_BYTES * pairs
+
+
+def mergeable_pairs(memory: int) -> int:
+    """How many pairs of clusters a task of so much memory merges; below 0 for none."""
+    return (memory - PROCESS) // _PAIR_BYTES
 
 
 def gigabytes(count: int) -> str:
