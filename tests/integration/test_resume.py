@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -25,31 +25,38 @@ class Job:
     """One command, and what it writes when nothing disturbs it."""
 
     folder: Path
-    tau: float
+    options: tuple[object, ...]
     expected: dict[str, bytes]
 
     def command(self, output: Path, *options: object) -> list[str]:
         """The command line of ``hilander``, with further options."""
-        files = ["--input", self.folder / "in", "--model", self.folder / "model.pth", "--output", output]
-        given = ["cluster", *files, "--tau", self.tau, "--num-shards", SHARDS, "--set", "model.hidden=16", *options]
-        return [str(arg) for arg in given]
+        given = ["cluster", "--input", self.folder / "in", "--output", output, "--num-shards", SHARDS]
+        return [str(arg) for arg in (*given, *self.options, *options)]
 
 
 @pytest.fixture(scope="module")
-def job(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Job:
+def jobs(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
+    """The same points with a model of raw features, and with the general checkpoint."""
     folder = tmp_path_factory.mktemp("job")
     x_ND = points.clustered(0, 2700, 24, 150)[0]
     for part in range(4):
         rows = slice(part * 700, part * 700 + 700)
         write_points(folder / "in" / f"{part}.parquet", x_ND[rows], ids=list(range(2700))[rows])
     _, weights = make_weights(folder / "model.pth", 0, 24)
-    undisturbed = Job(folder, oracle.middle_tau(x_ND[:1000], weights, 10), {})
-    outcome = hilander(*undisturbed.command(folder / "undisturbed"))
+    tau = oracle.middle_tau(x_ND[:1000], weights, 10)
+    raw = ("--model", folder / "model.pth", "--tau", tau, "--set", "model.hidden=16")
+    return {"raw": _undisturbed(folder, "raw", *raw), "general": _undisturbed(folder, "general")}
+
+
+def _undisturbed(folder: Path, name: str, *options: object) -> Job:
+    job = Job(folder, options, {})
+    outcome = hilander(*job.command(folder / name))
     assert outcome.code == 0, outcome.err
-    return Job(folder, undisturbed.tau, result_bytes(folder / "undisturbed"))
+    return replace(job, expected=result_bytes(folder / name))
 
 
-def test_a_driver_killed_twice_goes_on_where_it_was(job: Job, tmp_path: Path) -> None:
+def test_a_driver_killed_twice_goes_on_where_it_was(jobs: dict[str, Job], tmp_path: Path) -> None:
+    job = jobs["raw"]
     output = tmp_path / "run"
     work = output / "_work"
     graph = work / "level-0" / "graph-00000.safetensors"
@@ -74,28 +81,28 @@ def test_a_driver_killed_twice_goes_on_where_it_was(job: Job, tmp_path: Path) ->
     _refused(hilander(*job.command(output)), "holds a complete run")
 
 
-def test_a_driver_killed_among_relations_goes_on_where_it_was(job: Job, tmp_path: Path) -> None:
-    def command(output: Path) -> list[str]:  # With the general checkpoint.
-        return ["cluster", "--input", str(job.folder / "in"), "--output", str(output), "--num-shards", str(SHARDS)]
-
+def test_a_driver_killed_among_relations_goes_on_where_it_was(jobs: dict[str, Job], tmp_path: Path) -> None:
+    job = jobs["general"]
     output = tmp_path / "run"
     relations = output / "_work" / "level-0" / "relations-00000.safetensors"
-    _start_and_kill(command(output), lambda: relations.exists())
+    _start_and_kill(job.command(output), lambda: relations.exists())
     begun = relations.stat().st_mtime_ns
-    for target in (output, tmp_path / "undisturbed"):
-        outcome = hilander(*command(target))
-        assert outcome.code == 0, outcome.err
-    assert result_bytes(output) == result_bytes(tmp_path / "undisturbed")
+    outcome = hilander(*job.command(output))
+    assert outcome.code == 0, outcome.err
+    assert result_bytes(output) == job.expected
     assert relations.stat().st_mtime_ns == begun
 
 
-@pytest.mark.parametrize("stage", ["ingest", "level-0"])
-def test_a_killed_worker_changes_nothing(stage: str, job: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "begun"), [("raw", "ingest"), ("raw", "level-0"), ("general", "level-0/graph-00000.safetensors")]
+)
+def test_a_killed_worker_changes_nothing(model: str, begun: str, jobs: dict[str, Job], tmp_path: Path) -> None:
+    job = jobs[model]
     output = tmp_path / "run"
     killed: list[int] = []
 
     def kill_one_busy_worker() -> None:
-        while not (output / "_work" / stage).exists():
+        while not (output / "_work" / begun).exists():
             time.sleep(0.001)
         while not killed and not (output / "_SUCCESS").exists():
             for worker in psutil.Process().children(recursive=True):
