@@ -37,11 +37,11 @@ def label_graph(
     """
     nbr_NK = nbr_NK.astype(np.int64)
     root_N = tree_roots(nbr_NK, logit_NK, density_N, calibration)
-    pairs = graph_pairs(nbr_NK, logit_NK, root_N, calibration)
-    group_R = merge_trees(model, nbr_NK.shape[1], calibration.pair_tau, *whole_trees(pairs))
-    first_G = np.unique(group_R, return_index=True)[1]
-    label_N: np.ndarray = pairs["root_M"][first_G][group_R][np.searchsorted(pairs["root_M"], root_N)]
-    return label_N
+    label_N = _merge(model, nbr_NK, logit_NK, root_N, calibration, mean_shift(nbr_NK, logit_NK, calibration))
+    real_NK = nbr_NK >= 0
+    inside_E = (label_N[:, None] == label_N[np.maximum(nbr_NK, 0)])[real_NK]
+    share = float(inside_E.mean()) if len(inside_E) else 0.5
+    return _merge(model, nbr_NK, logit_NK, root_N, calibration, base_rate_shift(share, calibration.base_rate))
 
 
 def tree_roots(nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarray, calibration: Calibration) -> np.ndarray:
@@ -53,13 +53,17 @@ def tree_roots(nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarray, 
     return jump_inside(parent_positions(rank_N, nbr_NK, 0), 0)["pointer_N"]
 
 
-def graph_pairs(nbr_NK: np.ndarray, logit_NK: np.ndarray, root_N: np.ndarray, calibration: Calibration) -> Block:
-    """``flow_links.tree_pairs`` of a whole graph, corrected by its base rate."""
+def mean_shift(nbr_NK: np.ndarray, logit_NK: np.ndarray, calibration: Calibration) -> float:
+    """``base_rate_shift`` of the mean probability of a whole graph."""
+    logit_E = logit_NK[nbr_NK >= 0]
+    return base_rate_shift(float(chances(logit_E).mean()) if len(logit_E) else 0.5, calibration.base_rate)
+
+
+def graph_pairs(nbr_NK: np.ndarray, logit_NK: np.ndarray, root_N: np.ndarray, shift: float, tau: float) -> Block:
+    """``flow_links.tree_pairs`` of a whole graph."""
     real_NK = nbr_NK >= 0
-    logit_E = logit_NK[real_NK]
-    shift = base_rate_shift(float(chances(logit_E).mean()) if len(logit_E) else 0.5, calibration.base_rate)
     own_E = np.broadcast_to(root_N[:, None], nbr_NK.shape)[real_NK]
-    return tree_pairs(root_N, own_E, root_N[nbr_NK[real_NK]], logit_E, shift, calibration.tau)
+    return tree_pairs(root_N, own_E, root_N[nbr_NK[real_NK]], logit_NK[real_NK], shift, tau)
 
 
 def f_scores(label_N: np.ndarray, class_N: np.ndarray) -> tuple[float, float]:
@@ -72,3 +76,19 @@ def score_episode(model: RelationalLander, episode: Block, calibration: Calibrat
     """Pairwise and BCubed F of the clusters of a labelled episode."""
     logit_NK, density_N = score_graph(model, episode)
     return f_scores(label_graph(episode["nbr_NK"], logit_NK, density_N, model, calibration), episode["label_N"])
+
+
+def _merge(
+    model: RelationalLander,
+    nbr_NK: np.ndarray,
+    logit_NK: np.ndarray,
+    root_N: np.ndarray,
+    calibration: Calibration,
+    shift: float,
+) -> np.ndarray:
+    """The cluster of each node with ``shift`` added to all log-odds, int64 (N)."""
+    pairs = graph_pairs(nbr_NK, logit_NK, root_N, shift, calibration.tau)
+    group_R = merge_trees(model, nbr_NK.shape[1], calibration.pair_tau, *whole_trees(pairs))
+    first_G = np.unique(group_R, return_index=True)[1]
+    label_N: np.ndarray = pairs["root_M"][first_G][group_R][np.searchsorted(pairs["root_M"], root_N)]
+    return label_N

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from hilander_dist.cluster.flow_links import flow_clusters, whole_trees
-from hilander_dist.cluster.local import graph_pairs, score_graph, tree_roots
+from hilander_dist.cluster.local import graph_pairs, mean_shift, score_graph, tree_roots
 from hilander_dist.cluster.pairs import Clusters, contract, pair_inputs
 from hilander_dist.exchange import concat_blocks, take_rows
 from hilander_dist.lander.episode_course import read_episode
@@ -57,8 +57,9 @@ def pair_examples(model: RelationalLander, uri: str, seed: int) -> Block:
         logit_NK, density_N = score_graph(model, episode)
         assert model.calibration is not None
         root_N = tree_roots(nbr_NK, logit_NK, density_N, model.calibration)
+        shift = mean_shift(nbr_NK, logit_NK, model.calibration)
         for tau in TAUS:
-            pair = graph_pairs(nbr_NK, logit_NK, root_N, model.calibration.model_copy(update={"tau": tau}))
+            pair = graph_pairs(nbr_NK, logit_NK, root_N, shift, tau)
             clusters, group_R = flow_clusters(*whole_trees(pair))
             group_N = group_R[np.searchsorted(pair["root_M"], root_N)]
             for _ in range(ROUNDS):

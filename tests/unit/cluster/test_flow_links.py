@@ -1,5 +1,7 @@
 """Relational links: the same for any sharding, as one process computes them, on a forest to denser nodes."""
 
+import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -7,11 +9,18 @@ import pytest
 import torch
 
 from hilander_dist.cluster import flow_links
-from hilander_dist.cluster.flow_links import base_rate_shift, densest_of_groups, link_by_relations
+from hilander_dist.cluster.flow_links import (
+    base_rate_shift,
+    densest_of_groups,
+    grow_forest,
+    link_by_relations,
+    merge_forest,
+)
 from hilander_dist.cluster.flow_rounds import merge_round
 from hilander_dist.cluster.forward import plan_halo
 from hilander_dist.cluster.links import Links
 from hilander_dist.cluster.relations import score_relations
+from hilander_dist.cluster.roots import find_roots
 from hilander_dist.config import Calibration, ModelConfig
 from hilander_dist.errors import ClusterError
 from hilander_dist.knn.layout import CHUNK
@@ -115,6 +124,26 @@ def test_the_base_rate_moves_edges_towards_the_levels_own(nodes: Block, model: R
     assert few.numbers["base_rate_shift"] < 0 < many.numbers["base_rate_shift"]
     assert base_rate_shift(0.3, 0.3) == 0
     assert base_rate_shift(0.0, 0.5) == base_rate_shift(0.001, 0.5)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_last_base_rate_is_the_share_of_edges_inside_the_first_clusters(
+    nodes: Block, model: RelationalLander, shards: int
+) -> None:
+    tasks = LocalTasks()
+    level, graph = laid_out(tasks, nodes, shards, K)
+    calibration = Calibration(base_rate=0.3)
+    forest = grow_forest(tasks, model, put(model), calibration, K, level, graph, "level-0")
+    links, shift = merge_forest(tasks, forest, 0.5)
+    root_N = joined(tasks, find_roots(tasks, links, level.starts))["pointer_N"]
+    nbr_NK = joined(tasks, graph)["nbr_NK"]
+    inside_NK = (root_N[:, None] == root_N[np.maximum(nbr_NK, 0)]) & (nbr_NK >= 0)
+    share = float(np.count_nonzero(inside_NK) / np.count_nonzero(nbr_NK >= 0))
+    # A mean probability whose correction is that of the last merges: now these clusters are the first ones.
+    mean = 1 / (1 + math.exp(-shift) * 0.7 / 0.3)
+    _, again = merge_forest(tasks, dataclasses.replace(forest, mean_probability=mean), 0.5)
+    assert again == base_rate_shift(share, 0.3)
+    assert again != shift
 
 
 def test_a_merge_that_fits_no_node_is_refused(nodes: Block, model: RelationalLander) -> None:
