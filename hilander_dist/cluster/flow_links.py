@@ -1,16 +1,16 @@
 """Links of a level by relational scores: a forest of sure links first, then merges of whole trees by the map equation.
 
-Trees of links with a probability above ``forest_tau`` are formed as ever (``decode``). The edges between them are added up
-per pair of trees, with probabilities corrected by the level's base rate; trees merge by ``flow``, then by ``pairs``: each a
-decision on all edges between two clusters, not on one. This is done twice: the clusters of the first time tell the base rate
-better than the probabilities do. In the end each merged tree's root links to the densest root of its group. So every node
-still has at most one link, to a denser one.
+Trees of links with a probability above ``forest_tau`` are formed as ever (``decode``). The edges between them are added up per
+pair of trees, with probabilities corrected by the level's base rate; trees merge by ``flow``, then by ``pairs``: each a
+decision on all edges between two clusters, not on one. This is done twice: the clusters of the first time, whatever tau is
+asked for, tell the base rate better than the probabilities do. In the end each merged tree's root links to the densest root of
+its group. So every node still has at most one link, to a denser one.
 
 The first rounds of merges run over the shards (``flow_rounds``), until one task holds what is left.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,10 @@ PAIRS_AT_ONCE = 16_000_000
 """Pairs of clusters that one task merges, fewer where no node has the 4 GB. 1.8 million took 6.4 s; a round over the shards
 looks at all pairs and takes some ten tasks a shard."""
 
+FIRST_TAU = 0.55
+"""Tau of the merges that tell the base rate: the middle of those among which one is chosen (``pipeline.calibration``). Were it
+the tau that is asked for, a higher one would also find a lower base rate: off by .1, omniglot lost .14 of F, so .05."""
+
 FAR = 2.0
 """A correction of the base rate by more log-odds than this is reported: the model may not suit the data."""
 
@@ -71,8 +75,8 @@ class Forest:
     pointers_away: list[list[Ref]]
     halo: Halo
     mean_probability: float
-    base_rate: float
-    """Of training."""
+    shift: float
+    """Log-odds to add to all edges for the level's base rate."""
     model_ref: Ref
     k: int
     pair_tau: float
@@ -91,18 +95,19 @@ def link_by_relations(model: RelationalLander, model_ref: Ref, calibration: Cali
 
     def link(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> Links:
         forest = grow_forest(tasks, model, model_ref, calibration, k, level, graph, prefix)
-        blocks, shift = merge_forest(tasks, forest, tau)
-        if abs(shift) > FAR:
+        if abs(forest.shift) > FAR:
             logger.warning(
                 "base rate far from training's: look at a sample of the clusters, or recalibrate with `hilander tune`",
                 stage=prefix,
                 mean_probability=round(forest.mean_probability, 4),
-                base_rate_shift=round(shift, 2),
+                base_rate_shift=round(forest.shift, 2),
                 training=calibration.base_rate,
             )
-        return Links(
-            blocks, {"mean_probability": round(forest.mean_probability, 6), "base_rate_shift": round(shift, 6)}
-        )
+        numbers = {
+            "mean_probability": round(forest.mean_probability, 6),
+            "base_rate_shift": round(forest.shift, 6),
+        }
+        return Links(merge_forest(tasks, forest, tau), numbers)
 
     return link
 
@@ -117,7 +122,7 @@ def grow_forest(
     graph: list[Ref],
     prefix: str,
 ) -> Forest:
-    """Score a level and link what is sure; arguments as of ``link_by_relations``."""
+    """Score a level, link what is sure, and merge once for the base rate; arguments as of ``link_by_relations``."""
     S, starts = level.shards, level.starts
     halo = plan_halo(tasks, level, graph)
     scores = score_relations(tasks, model, model_ref, level, graph, halo, k, prefix)
@@ -132,7 +137,7 @@ def grow_forest(
     ]
     pointers = find_roots(tasks, links, starts)
     pointers_away = halo.tables(tasks, pointers)
-    return Forest(
+    forest = Forest(
         starts,
         scores,
         links,
@@ -141,32 +146,29 @@ def grow_forest(
         pointers_away,
         halo,
         mean_probability,
-        calibration.base_rate,
+        base_rate_shift(mean_probability, calibration.base_rate),
         model_ref,
         k,
         calibration.pair_tau,
     )
+    inside = share_inside(tasks, forest, merge_forest(tasks, forest, FIRST_TAU))
+    return replace(forest, shift=base_rate_shift(inside, calibration.base_rate))
 
 
-def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> tuple[list[Ref], float]:
-    """Merge trees with weights of probabilities above ``tau``, corrected by the base rate: first by that of the mean
-    probability, then anew by that of the clusters found so. Rounds run over the shards while there are more pairs of
-    clusters than one task holds.
-
-    Returns:
-        The level's links, per shard; and the log-odds that were added to all edges in the end.
-    """
-    links = _merge(tasks, forest, tau, base_rate_shift(forest.mean_probability, forest.base_rate))
+def share_inside(tasks: Tasks, forest: Forest, links: list[Ref]) -> float:
+    """The share of a level's edges inside the clusters of ``links``; half where there are no edges."""
     own = find_roots(tasks, links, forest.starts)
     away = forest.halo.tables(tasks, own)
-    counts = [tasks.call(_inside, own[s], away[s], forest.halo.local[s]) for s in range(len(forest.starts) - 1)]
+    counts = [tasks.call(_inside, own[s], away[s], forest.halo.local[s]) for s in range(len(links))]
     inside, edges = sum(tasks.get(counts)).tolist()
-    shift = base_rate_shift(inside / edges if edges else 0.5, forest.base_rate)
-    return _merge(tasks, forest, tau, shift), shift
+    return inside / edges if edges else 0.5
 
 
-def _merge(tasks: Tasks, forest: Forest, tau: float, shift: float) -> list[Ref]:
-    """The links after merges with ``shift`` added to all log-odds."""
+def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
+    """Merge trees with weights of probabilities above ``tau``, corrected by the base rate: the level's links, per shard.
+
+    Rounds run over the shards while there are more pairs of clusters than one task holds.
+    """
     starts = forest.starts
     S = len(starts) - 1
     pairs = [
@@ -176,7 +178,7 @@ def _merge(tasks: Tasks, forest: Forest, tau: float, shift: float) -> list[Ref]:
             forest.pointers[s],
             forest.pointers_away[s],
             forest.halo.local[s],
-            shift,
+            forest.shift,
             tau,
         )
         for s in range(S)

@@ -1,10 +1,12 @@
 """One graph clustered in one process as ``flow_links`` does it over shards: for validation, calibration and tests."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from hilander_dist.cluster.decode import decode_links, parent_positions
-from hilander_dist.cluster.flow_links import base_rate_shift, merge_trees, tree_pairs, whole_trees
+from hilander_dist.cluster.flow_links import FIRST_TAU, base_rate_shift, merge_trees, tree_pairs, whole_trees
 from hilander_dist.cluster.relations import chances
 from hilander_dist.cluster.roots import jump_inside
 from hilander_dist.config import Calibration
@@ -24,24 +26,32 @@ def score_graph(model: RelationalLander, episode: Block) -> tuple[np.ndarray, np
 
 
 def label_graph(
-    nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarray, model: RelationalLander, calibration: Calibration
+    nbr_NK: np.ndarray,
+    logit_NK: np.ndarray,
+    density_N: np.ndarray,
+    model: RelationalLander,
+    calibration: Calibration,
+    taus: Sequence[float],
 ) -> np.ndarray:
-    """The cluster of each node: the smallest root of its trees, int64 (N).
+    """The cluster of each node at each tau: the smallest root of its trees, int64 (T, N).
 
     Args:
         nbr_NK: neighbours, -1 pads.
         logit_NK: log-odds of the edges.
         density_N: of the nodes.
         model: with the head of pairs.
-        calibration: tau, forest_tau, pair_tau and base_rate count.
+        calibration: forest_tau, pair_tau and base_rate count.
+        taus: edges with a corrected probability up to this carry no weight.
     """
     nbr_NK = nbr_NK.astype(np.int64)
     root_N = tree_roots(nbr_NK, logit_NK, density_N, calibration)
-    label_N = _merge(model, nbr_NK, logit_NK, root_N, calibration, mean_shift(nbr_NK, logit_NK, calibration))
+    first_shift = mean_shift(nbr_NK, logit_NK, calibration)
+    label_N = _merge(model, nbr_NK, logit_NK, root_N, calibration, first_shift, FIRST_TAU)
     real_NK = nbr_NK >= 0
     inside_E = (label_N[:, None] == label_N[np.maximum(nbr_NK, 0)])[real_NK]
     share = float(inside_E.mean()) if len(inside_E) else 0.5
-    return _merge(model, nbr_NK, logit_NK, root_N, calibration, base_rate_shift(share, calibration.base_rate))
+    shift = base_rate_shift(share, calibration.base_rate)
+    return np.stack([_merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau) for tau in taus])
 
 
 def tree_roots(nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarray, calibration: Calibration) -> np.ndarray:
@@ -75,7 +85,8 @@ def f_scores(label_N: np.ndarray, class_N: np.ndarray) -> tuple[float, float]:
 def score_episode(model: RelationalLander, episode: Block, calibration: Calibration) -> tuple[float, float]:
     """Pairwise and BCubed F of the clusters of a labelled episode."""
     logit_NK, density_N = score_graph(model, episode)
-    return f_scores(label_graph(episode["nbr_NK"], logit_NK, density_N, model, calibration), episode["label_N"])
+    label_TN = label_graph(episode["nbr_NK"], logit_NK, density_N, model, calibration, [calibration.tau])
+    return f_scores(label_TN[0], episode["label_N"])
 
 
 def _merge(
@@ -85,9 +96,10 @@ def _merge(
     root_N: np.ndarray,
     calibration: Calibration,
     shift: float,
+    tau: float,
 ) -> np.ndarray:
     """The cluster of each node with ``shift`` added to all log-odds, int64 (N)."""
-    pairs = graph_pairs(nbr_NK, logit_NK, root_N, shift, calibration.tau)
+    pairs = graph_pairs(nbr_NK, logit_NK, root_N, shift, tau)
     group_R = merge_trees(model, nbr_NK.shape[1], calibration.pair_tau, *whole_trees(pairs))
     first_G = np.unique(group_R, return_index=True)[1]
     label_N: np.ndarray = pairs["root_M"][first_G][group_R][np.searchsorted(pairs["root_M"], root_N)]

@@ -75,17 +75,8 @@ def sweep_taus(model: RelationalLander, uri: str) -> np.ndarray:
     episode = read_episode(uri)
     logit_NK, density_N = score_graph(model, episode)
     assert model.calibration is not None
-    return np.array(
-        [
-            f_scores(
-                label_graph(
-                    episode["nbr_NK"], logit_NK, density_N, model, model.calibration.model_copy(update={"tau": tau})
-                ),
-                episode["label_N"],
-            )
-            for tau in TAUS
-        ]
-    )
+    label_TN = label_graph(episode["nbr_NK"], logit_NK, density_N, model, model.calibration, TAUS)
+    return np.array([f_scores(label_N, episode["label_N"]) for label_N in label_TN])
 
 
 def best_tau(f_T2: np.ndarray) -> int:

@@ -1,7 +1,6 @@
 """Relational links: the same for any sharding, as one process computes them, on a forest to denser nodes."""
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 from hilander_dist.cluster import flow_links
 from hilander_dist.cluster.flow_links import (
+    FIRST_TAU,
     base_rate_shift,
     densest_of_groups,
     grow_forest,
@@ -134,16 +134,14 @@ def test_the_last_base_rate_is_the_share_of_edges_inside_the_first_clusters(
     level, graph = laid_out(tasks, nodes, shards, K)
     calibration = Calibration(base_rate=0.3)
     forest = grow_forest(tasks, model, put(model), calibration, K, level, graph, "level-0")
-    links, shift = merge_forest(tasks, forest, 0.5)
+    first = dataclasses.replace(forest, shift=base_rate_shift(forest.mean_probability, 0.3))
+    links = merge_forest(tasks, first, FIRST_TAU)
     root_N = joined(tasks, find_roots(tasks, links, level.starts))["pointer_N"]
     nbr_NK = joined(tasks, graph)["nbr_NK"]
     inside_NK = (root_N[:, None] == root_N[np.maximum(nbr_NK, 0)]) & (nbr_NK >= 0)
     share = float(np.count_nonzero(inside_NK) / np.count_nonzero(nbr_NK >= 0))
-    # A mean probability whose correction is that of the last merges: now these clusters are the first ones.
-    mean = 1 / (1 + math.exp(-shift) * 0.7 / 0.3)
-    _, again = merge_forest(tasks, dataclasses.replace(forest, mean_probability=mean), 0.5)
-    assert again == base_rate_shift(share, 0.3)
-    assert again != shift
+    assert forest.shift == base_rate_shift(share, 0.3)
+    assert forest.shift != first.shift
 
 
 def test_a_merge_that_fits_no_node_is_refused(nodes: Block, model: RelationalLander) -> None:

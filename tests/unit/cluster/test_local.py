@@ -38,7 +38,7 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int) -> None:
     relations = graph_relations(joined(tasks, level.nodes)["x_ND"], nbr_NK, K)
     episode = {"nbr_NK": nbr_NK.astype(np.int32), "sim_NK": edges["sim_NK"], **relations}
     logit_NK, density_N = score_graph(model, episode)
-    found_N = label_graph(episode["nbr_NK"], logit_NK, density_N, model, calibration)
+    found_N = label_graph(episode["nbr_NK"], logit_NK, density_N, model, calibration, [calibration.tau])[0]
     assert f_scores(found_N, labels) == (1.0, 1.0)
     assert 10 < len(np.unique(labels)) < 1000
     episode["label_N"] = class_N[id_N]
