@@ -1,9 +1,9 @@
 """Merging clusters by a learned score of pairs, after the map equation. Pure functions.
 
-The map equation splits a class that is large against the neighbour lists, and what it leaves apart at one tau it joins at
-another. So a small network looks at each pair of clusters that have edges between them: how probable these are against those
-inside both, how many there are for the clusters' sizes. All inputs are sums over members. As in ``flow``, every cluster names
-the partner with the best score, pairs that name each other merge, and the sums are added up.
+The map equation splits a class that is large against the neighbour lists. So a small network looks at each pair of clusters
+of more members than a list that have edges between them: how probable these are against those inside both, how many there are
+for the clusters' sizes. All inputs are sums over members. As in ``flow``, every cluster names the partner with the best score,
+pairs that name each other merge, and the sums are added up.
 
 Shapes: C clusters, E pairs of clusters (u < v) with edges between them, F inputs.
 """
@@ -92,13 +92,19 @@ def pair_inputs(clusters: Clusters, neighbours: int) -> np.ndarray:
 
 
 def merge_pairs(head: PairHead, clusters: Clusters, neighbours: int, pair_tau: float) -> np.ndarray:
-    """Merge clusters until no pair has a probability above ``pair_tau``: ``group_C`` int64, from 0 up without gaps."""
+    """Merge clusters until no pair has a probability above ``pair_tau``: ``group_C`` int64, from 0 up without gaps.
+
+    Only what is larger than a list was split for its size: with smaller clusters merged too, photos of small classes were
+    joined (caltech101 left out, mean of five networks: .907/.812, so .931/.839).
+    """
     group_C = np.arange(len(clusters.size_C))
     limit = float(np.log(pair_tau / (1 - pair_tau)))
     while len(clusters.u_E):
         with torch.inference_mode():
             score_E = head(torch.from_numpy(pair_inputs(clusters, neighbours))).numpy()
-        into_C = _mutual_best(len(clusters.size_C), clusters.u_E, clusters.v_E, score_E, limit)
+        large_C = clusters.size_C > neighbours
+        good_E = large_C[clusters.u_E] & large_C[clusters.v_E] & (score_E > limit)
+        into_C = _mutual_best(len(large_C), clusters.u_E[good_E], clusters.v_E[good_E], score_E[good_E])
         if (into_C == np.arange(len(into_C))).all():
             break
         into_C = np.unique(into_C, return_inverse=True)[1]
@@ -107,11 +113,9 @@ def merge_pairs(head: PairHead, clusters: Clusters, neighbours: int, pair_tau: f
     return group_C
 
 
-def _mutual_best(count: int, u_E: np.ndarray, v_E: np.ndarray, score_E: np.ndarray, limit: float) -> np.ndarray:
+def _mutual_best(count: int, u_E: np.ndarray, v_E: np.ndarray, score_E: np.ndarray) -> np.ndarray:
     """The smaller of each pair of clusters that are each other's best partner, else the cluster itself. Of equal scores the
     smallest partner counts."""
-    good_E = score_E > limit
-    u_E, v_E, score_E = u_E[good_E], v_E[good_E], score_E[good_E]
     source, target, score = np.r_[u_E, v_E], np.r_[v_E, u_E], np.r_[score_E, score_E]
     order = np.lexsort((target, -score, source))
     partner_C = np.full(count, -1)

@@ -101,10 +101,17 @@ def test_mutual_best_pairs_merge_until_none_is_probable() -> None:
     assert merge_pairs(by_chance(), clusters, K, 0.95).tolist() == [0, 1, 2, 3]
 
 
+def test_clusters_that_are_not_larger_than_a_list_stay_apart() -> None:
+    size, one = np.array([K + 1, K + 1, K, K]), np.ones(3, dtype=np.int64)
+    sure = np.full(3, round(0.9 * CHANCE_ONE))
+    clusters = Clusters(size, np.zeros(4, int), np.zeros(4, int), np.array([0, 1, 2]), np.array([1, 2, 3]), one, sure)
+    assert merge_pairs(by_chance(), clusters, K, 0.5).tolist() == [0, 0, 1, 2]
+
+
 def test_an_untrained_head_merges_nothing() -> None:
     nbr_NK, logit_NK = graph(1, 40)
-    clusters = clusters_of(nbr_NK, logit_NK, np.arange(40) // 4)
-    assert merge_pairs(PairHead(), clusters, K, 0.01).tolist() == list(range(10))
+    clusters = clusters_of(nbr_NK, logit_NK, np.arange(40) // 10)
+    assert merge_pairs(PairHead(), clusters, K, 0.01).tolist() == list(range(4))
 
 
 def test_inputs_do_not_depend_on_which_cluster_comes_first() -> None:
