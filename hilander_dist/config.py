@@ -59,8 +59,8 @@ class Calibration(_Options):
 
     pair_tau: float = Field(default=0.7, gt=0, lt=1)
     """Relational: after the merges of the map equation, two clusters above this probability merge, if both have more members
-    than a neighbour list. Left out, .6 and .7 are the same; at .8, in one network of five, parts of a class stayed apart
-    (caltech101 .818, at .7 .922)."""
+    than a neighbour list. On sets left out .6 and .7 are the same; at .8 the general
+    checkpoint leaves parts of a class apart (caltech101 .818, at .7 .922)."""
 
 
 class ModelConfig(_Options):
@@ -124,7 +124,8 @@ class TrainConfig(_Options):
     """Relational: share of each data set's classes that are kept for validation and calibration."""
 
     patience: int = Field(default=5, ge=1)
-    """Relational: epochs without a better clustering of the held-out classes after which training stops."""
+    """Relational: epochs without a better clustering of the held-out classes after which training stops; they count in the last
+    quarter of ``epochs``, of which the best is kept."""
 
     batch_size: int = Field(default=1024, ge=1)
     """Target nodes per optimiser step, over all workers together. (The paper's 4096 leaves small sets undertrained.)"""

@@ -6,7 +6,14 @@ import numpy as np
 import torch
 
 from hilander_dist.cluster.decode import decode_links, parent_positions
-from hilander_dist.cluster.flow_links import FIRST_TAU, base_rate_shift, merge_trees, tree_pairs, whole_trees
+from hilander_dist.cluster.flow_links import (
+    FIRST_TAU,
+    base_rate_shift,
+    merge_trees,
+    moved_shift,
+    tree_pairs,
+    whole_trees,
+)
 from hilander_dist.cluster.relations import chances
 from hilander_dist.cluster.roots import jump_inside
 from hilander_dist.config import Calibration
@@ -50,7 +57,7 @@ def label_graph(
     real_NK = nbr_NK >= 0
     inside_E = (label_N[:, None] == label_N[np.maximum(nbr_NK, 0)])[real_NK]
     share = float(inside_E.mean()) if len(inside_E) else 0.5
-    shift = base_rate_shift(share, calibration.base_rate)
+    shift = moved_shift(first_shift, share, calibration.base_rate)
     return np.stack([_merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau) for tau in taus])
 
 

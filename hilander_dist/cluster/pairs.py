@@ -99,18 +99,24 @@ def merge_pairs(head: PairHead, clusters: Clusters, neighbours: int, pair_tau: f
     """
     group_C = np.arange(len(clusters.size_C))
     limit = float(np.log(pair_tau / (1 - pair_tau)))
-    while len(clusters.u_E):
+    while len(large_E := _large_pairs(clusters, neighbours)):
         with torch.inference_mode():
-            score_E = head(torch.from_numpy(pair_inputs(clusters, neighbours))).numpy()
-        large_C = clusters.size_C > neighbours
-        good_E = large_C[clusters.u_E] & large_C[clusters.v_E] & (score_E > limit)
-        into_C = _mutual_best(len(large_C), clusters.u_E[good_E], clusters.v_E[good_E], score_E[good_E])
+            score_E = head(torch.from_numpy(pair_inputs(clusters, neighbours)[large_E])).numpy()
+        good = score_E > limit
+        good_E = large_E[good]
+        into_C = _mutual_best(len(clusters.size_C), clusters.u_E[good_E], clusters.v_E[good_E], score_E[good])
         if (into_C == np.arange(len(into_C))).all():
             break
         into_C = np.unique(into_C, return_inverse=True)[1]
         group_C = into_C[group_C]
         clusters = contract(clusters, into_C)
     return group_C
+
+
+def _large_pairs(clusters: Clusters, neighbours: int) -> np.ndarray:
+    """The pairs of two clusters that have more members than a list."""
+    large_C = clusters.size_C > neighbours
+    return np.flatnonzero(large_C[clusters.u_E] & large_C[clusters.v_E])
 
 
 def _mutual_best(count: int, u_E: np.ndarray, v_E: np.ndarray, score_E: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import ray
 import torch
 
+from hilander_dist.cluster.flow_links import FIRST_TAU
 from hilander_dist.cluster.local import f_scores, label_graph, score_graph
 from hilander_dist.config import Config
 from hilander_dist.lander.checkpoint import load_checkpoint, save_checkpoint
@@ -22,7 +23,7 @@ from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.pipeline.pair_training import train_pairs
 from hilander_dist.tasks import Ref, Tasks
 
-TAUS = tuple(round(0.35 + 0.05 * step, 2) for step in range(9))
+TAUS = tuple(round(FIRST_TAU + 0.05 * step, 2) for step in range(-4, 5))
 """Around .55, which is best on sets left out: of four kinds of networks and five sets, F is .746/.765, .753/.768 and
 .754/.766 at .5, .55 and .6, where classes that are small against the lists split."""
 

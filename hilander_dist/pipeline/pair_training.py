@@ -48,7 +48,11 @@ def train_pairs(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed:
 
 
 def pair_examples(model: RelationalLander, uri: str, seed: int) -> Block:
-    """An episode's examples: inputs_EF float32, same_E bool, weight_E float32."""
+    """An episode's examples: inputs_EF float32, same_E bool, weight_E float32.
+
+    Clusters of all sizes are examples, as few of an episode's are larger than a list, and only with the base rate of the mean
+    probability: the clusters that tell the other one are made with this head.
+    """
     episode = read_episode(uri)
     nbr_NK, class_N = episode["nbr_NK"].astype(np.int64), np.unique(episode["label_N"], return_inverse=True)[1]
     found: list[Block] = []

@@ -15,6 +15,7 @@ from hilander_dist.cluster.flow_links import (
     grow_forest,
     link_by_relations,
     merge_forest,
+    moved_shift,
 )
 from hilander_dist.cluster.flow_rounds import merge_round
 from hilander_dist.cluster.forward import plan_halo
@@ -140,8 +141,13 @@ def test_the_last_base_rate_is_the_share_of_edges_inside_the_first_clusters(
     nbr_NK = joined(tasks, graph)["nbr_NK"]
     inside_NK = (root_N[:, None] == root_N[np.maximum(nbr_NK, 0)]) & (nbr_NK >= 0)
     share = float(np.count_nonzero(inside_NK) / np.count_nonzero(nbr_NK >= 0))
-    assert forest.shift == base_rate_shift(share, 0.3)
-    assert forest.shift != first.shift
+    assert forest.shift == moved_shift(first.shift, share, 0.3) == base_rate_shift(share, 0.3) != first.shift
+
+
+def test_clusters_move_the_base_rate_only_so_far() -> None:
+    assert moved_shift(0.5, 0.3, 0.3) == 0
+    assert moved_shift(0.5, 0.0, 0.3) == -1.5
+    assert moved_shift(0.5, 1.0, 0.3) == 2.5
 
 
 def test_a_merge_that_fits_no_node_is_refused(nodes: Block, model: RelationalLander) -> None:
@@ -177,6 +183,6 @@ def test_rounds_over_shards_merge_what_one_task_merges(
 
     monkeypatch.setattr(flow_links, "merge_round", counted)
     _, other, _ = linked(nodes, model, shards, forest_tau=0.95)
-    assert len(rounds) > (3 if pairs_at_once == 0 else 1)
+    assert len(rounds) > 2 * (3 if pairs_at_once == 0 else 1)  # Trees are merged twice.
     for name, array in one.items():
         assert same_bytes(other[name], array), name

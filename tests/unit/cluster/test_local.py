@@ -18,13 +18,16 @@ from tests.unit.cluster.small import joined, laid_out
 K = 12
 
 
+@pytest.mark.parametrize("sure", [False, True])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int) -> None:
+def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int, sure: bool) -> None:
     x_ND, class_N = with_duplicates(0, 1100, 12)
     torch.manual_seed(3)
     model = RelationalLander(ModelConfig(features="relational", hidden=8))
     with torch.no_grad():
         model.head.weight *= 20
+        if sure:  # The head of pairs: it merges all that is larger than a list.
+            model.pair.out.bias.fill_(20)
     calibration = Calibration(forest_tau=0.6)
     tasks = LocalTasks()
     level, graph = laid_out(tasks, {"id_N": np.arange(len(x_ND)), "x_ND": x_ND}, shards, K)
@@ -40,7 +43,8 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int) -> None:
     logit_NK, density_N = score_graph(model, episode)
     found_N = label_graph(episode["nbr_NK"], logit_NK, density_N, model, calibration, [calibration.tau])[0]
     assert f_scores(found_N, labels) == (1.0, 1.0)
-    assert 10 < len(np.unique(labels)) < 1000
+    sizes = np.unique(labels, return_counts=True)[1]
+    assert len(sizes) == 2 and sizes.min() < K if sure else 10 < len(sizes) < 1000
     episode["label_N"] = class_N[id_N]
     assert score_episode(model, episode, calibration) == f_scores(found_N, class_N[id_N])
 
