@@ -17,7 +17,14 @@ from torch.nn import functional
 
 from hilander_dist.config import Calibration, ModelConfig, TrainConfig
 from hilander_dist.lander.episodes import Block, same_class
-from hilander_dist.lander.relational import RelationalLander, edge_inputs, mean_similarity, merge_moments, moments
+from hilander_dist.lander.relational import (
+    EDGE_INPUTS,
+    RelationalLander,
+    edge_inputs,
+    mean_similarity,
+    merge_moments,
+    moments,
+)
 from hilander_dist.storage import Storage
 
 STEPS_PER_EPOCH = 48
@@ -78,17 +85,23 @@ class EpisodeCourse:
     def loss_share(self, model: nn.Module, step: int, rank: int, workers: int, device: torch.device) -> Tensor:
         """This worker's part of a step's loss: cross-entropy of the edges, the mean of each episode, over the step's number.
 
-        A worker without an episode gives 0 with a gradient, for which the others wait.
+        A worker without an episode gives 0 with a gradient, for which the others wait. It goes through the model as they do,
+        with a node that has no neighbours: DDP's workers wait for each other there as well, without end.
         """
         # The head of pairs is trained later, on the clusters of the finished network.
         total = sum((parameter.sum() * 0 for parameter in model.parameters()), torch.zeros((), device=device))
-        for number in range(rank, EPISODES_PER_STEP, workers):
+        numbers = range(rank, EPISODES_PER_STEP, workers)
+        if not numbers:
+            inputs_NKF = torch.zeros((1, 1, EDGE_INPUTS), device=device)
+            total = total + model(inputs_NKF, torch.full((1, 1), -1, device=device)).sum() * 0
+        for number in numbers:
             episode = read_episode(self.episode_of(step * EPISODES_PER_STEP + number))
             same_NK, real_NK = same_class(episode)
-            if not real_NK.any():
-                continue
             inputs_NKF, nbr_NK = (part.to(device) for part in episode_tensors(episode))
             logit_E = model(inputs_NKF, nbr_NK)[torch.from_numpy(real_NK).to(device)]
+            if not real_NK.any():
+                total = total + logit_E.sum()
+                continue
             target_E = torch.from_numpy(same_NK[real_NK].astype(np.float32)).to(device)
             total = total + functional.binary_cross_entropy_with_logits(logit_E, target_E) / EPISODES_PER_STEP
         return total

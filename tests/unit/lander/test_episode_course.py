@@ -1,3 +1,4 @@
+import datetime
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,33 @@ def test_workers_share_the_loss_of_a_step(course: EpisodeCourse, workers: int) -
     # A worker without an episode still has a gradient for the others to wait for.
     torch.stack([share.reshape(()) for share in shares]).sum().backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def train_three_steps(course: EpisodeCourse, model: torch.nn.Module, rank: int, workers: int) -> torch.Tensor:
+    """The weights afterwards, one after another."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        (course.loss_share(model, step, rank, workers, CPU) * workers).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+
+
+def train_as_worker(rank: int, workers: int, course: EpisodeCourse, folder: str) -> None:
+    torch.set_num_threads(1)
+    wait = datetime.timedelta(seconds=60)
+    meet = f"file://{folder}/meet"
+    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=workers, timeout=wait)
+    model = torch.nn.parallel.DistributedDataParallel(course.new_model())
+    torch.save(train_three_steps(course, model, rank, workers), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_more_workers_than_episodes_of_a_step_train_together(course: EpisodeCourse, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(train_as_worker, (3, course, str(tmp_path)), nprocs=3)  # type: ignore[attr-defined, no-untyped-call]
+    alone = train_three_steps(course, course.new_model(), 0, 1)
+    for rank in range(3):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), alone, rtol=1e-4, atol=1e-6)
 
 
 def test_an_untrained_model_depends_on_the_seed_alone(course: EpisodeCourse) -> None:
