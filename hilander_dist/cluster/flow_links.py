@@ -9,12 +9,12 @@ its group. So every node still has at most one link, to a denser one.
 The first rounds of merges run over the shards (``flow_rounds``), until one task holds what is left.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from hilander_dist.cluster.base_rate import FAR, FIRST_TAU, base_rate_shift, moved_shift
 from hilander_dist.cluster.flow import edge_weights, merge_flow, sum_pairs
 from hilander_dist.cluster.flow_rounds import (
     answers_for,
@@ -54,18 +54,6 @@ from hilander_dist.tasks import Block, Ref, Tasks
 PAIRS_AT_ONCE = 16_000_000
 """Pairs of clusters that one task merges, fewer where no node has the 4 GB. 1.8 million took 6.4 s; a round over the shards
 looks at all pairs and takes some ten tasks a shard."""
-
-FIRST_TAU = 0.55
-"""Tau of the merges that tell the base rate: the middle of those among which one is chosen (``pipeline.calibration``). Were it
-the tau that is asked for, a higher one would also find a lower base rate: off by .1, omniglot lost .14 of F, so .05."""
-
-FAR = 2.5
-"""A correction of the base rate by more log-odds than this is reported: the model may not suit the data. From a base rate of
-.45 it is a share of edges inside clusters above .91 or below .06."""
-
-_MOST_MOVED = 2.0
-"""Log-odds by which the clusters may move the first correction. Where the first merges find nothing, or one cluster, all edges
-would lose their weight or gain it, whatever tau. On five sets they moved it by -.3 to 1.0."""
 
 
 @dataclass(frozen=True)
@@ -232,24 +220,6 @@ def _link_groups(tasks: Tasks, forest: Forest, groups: list[Ref]) -> list[Ref]:
     return [tasks.call(_join_roots, forest.links[s], roots[s], needs[s], answers[s], starts[s]) for s in range(S)]
 
 
-def base_rate_shift(share: float, base_rate: float) -> float:
-    """Log-odds to add to every edge of a level for its share of same-class edges, log-odds of the level's estimated share
-    less those of the share in training.
-
-    The mean probability as the estimate is the first step of the EM for label shift (Saerens et al., 2002). Its further
-    steps run away on embeddings that are hard: of .19, .86, .76 and .43 true share, the first step's .37, .65, .75 and .54
-    became .04, 1, 1 and .69. The share of edges inside clusters found after that step (.26, .81, .83 and .61, and .80 for
-    .83 where the mean was .66) is nearer where it matters; taken a second time, it runs away as well.
-    """
-    share = min(max(share, 1e-3), 1 - 1e-3)
-    return _log_odds(share) - _log_odds(base_rate)
-
-
-def moved_shift(first: float, share: float, base_rate: float) -> float:
-    """``base_rate_shift`` of the share of edges inside clusters, not far from that of the mean probability."""
-    return min(max(base_rate_shift(share, base_rate), first - _MOST_MOVED), first + _MOST_MOVED)
-
-
 def densest_of_groups(roots: Block) -> Block:
     """The densest root of each group, of equally dense ones that of the smallest id; groups ascend.
 
@@ -259,10 +229,6 @@ def densest_of_groups(roots: Block) -> Block:
     order = np.lexsort((roots["id_R"], -roots["density_R"], roots["group_R"]))
     group_R = roots["group_R"][order]
     return take_rows(roots, order[np.flatnonzero(np.r_[True, group_R[1:] != group_R[:-1]][: len(order)])])
-
-
-def _log_odds(p: float) -> float:
-    return math.log(p / (1 - p))
 
 
 def _chance(scores: Block) -> np.ndarray:

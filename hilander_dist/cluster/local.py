@@ -5,15 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, moved_shift
 from hilander_dist.cluster.decode import decode_links, parent_positions
-from hilander_dist.cluster.flow_links import (
-    FIRST_TAU,
-    base_rate_shift,
-    merge_trees,
-    moved_shift,
-    tree_pairs,
-    whole_trees,
-)
+from hilander_dist.cluster.flow_links import merge_trees, tree_pairs, whole_trees
 from hilander_dist.cluster.relations import chances
 from hilander_dist.cluster.roots import jump_inside
 from hilander_dist.config import Calibration

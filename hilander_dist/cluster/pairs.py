@@ -95,7 +95,7 @@ def merge_pairs(head: PairHead, clusters: Clusters, neighbours: int, pair_tau: f
     """Merge clusters until no pair has a probability above ``pair_tau``: ``group_C`` int64, from 0 up without gaps.
 
     Only what is larger than a list was split for its size: with smaller clusters merged too, photos of small classes were
-    joined (caltech101 left out, mean of five networks: .907/.812, so .931/.839).
+    joined (caltech101, mean of four networks trained without it and the general one: .907/.812, so .931/.839).
     """
     group_C = np.arange(len(clusters.size_C))
     limit = float(np.log(pair_tau / (1 - pair_tau)))

@@ -10,7 +10,7 @@ import numpy as np
 import ray
 import torch
 
-from hilander_dist.cluster.flow_links import FIRST_TAU
+from hilander_dist.cluster.base_rate import FIRST_TAU
 from hilander_dist.cluster.local import f_scores, label_graph, score_graph
 from hilander_dist.config import Config
 from hilander_dist.lander.checkpoint import load_checkpoint, save_checkpoint

@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from hilander_dist.cluster import flow_links
+from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, moved_shift
 from hilander_dist.cluster.flow_links import (
-    FIRST_TAU,
-    base_rate_shift,
     densest_of_groups,
     grow_forest,
     link_by_relations,
     merge_forest,
-    moved_shift,
 )
 from hilander_dist.cluster.flow_rounds import merge_round
 from hilander_dist.cluster.forward import plan_halo
