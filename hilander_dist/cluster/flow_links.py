@@ -105,6 +105,16 @@ def link_by_relations(model: RelationalLander, model_ref: Ref, calibration: Cali
     return link
 
 
+def link_first(model: RelationalLander, model_ref: Ref, calibration: Calibration, k: int) -> Linker:
+    """Link by the first merges alone, which tell the base rate; arguments as of ``link_by_relations``."""
+
+    def link(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> Links:
+        forest = score_forest(tasks, model, model_ref, calibration, k, level, graph, prefix)
+        return Links(merge_forest(tasks, forest, FIRST_TAU), {})
+
+    return link
+
+
 def grow_forest(
     tasks: Tasks,
     model: RelationalLander,
@@ -116,6 +126,22 @@ def grow_forest(
     prefix: str,
 ) -> Forest:
     """Score a level, link what is sure, and merge once for the base rate; arguments as of ``link_by_relations``."""
+    forest = score_forest(tasks, model, model_ref, calibration, k, level, graph, prefix)
+    inside = share_inside(tasks, forest, merge_forest(tasks, forest, FIRST_TAU))
+    return replace(forest, shift=moved_shift(forest.shift, inside, calibration.base_rate))
+
+
+def score_forest(
+    tasks: Tasks,
+    model: RelationalLander,
+    model_ref: Ref,
+    calibration: Calibration,
+    k: int,
+    level: Level,
+    graph: list[Ref],
+    prefix: str,
+) -> Forest:
+    """Score a level and link what is sure, with the base rate of the mean probability; see ``grow_forest``."""
     S, starts = level.shards, level.starts
     halo = plan_halo(tasks, level, graph)
     scores = score_relations(tasks, model, model_ref, level, graph, halo, k, prefix)
@@ -130,7 +156,7 @@ def grow_forest(
     ]
     pointers = find_roots(tasks, links, starts)
     pointers_away = halo.tables(tasks, pointers)
-    forest = Forest(
+    return Forest(
         starts,
         scores,
         links,
@@ -144,8 +170,6 @@ def grow_forest(
         k,
         calibration.pair_tau,
     )
-    inside = share_inside(tasks, forest, merge_forest(tasks, forest, FIRST_TAU))
-    return replace(forest, shift=moved_shift(forest.shift, inside, calibration.base_rate))
 
 
 def share_inside(tasks: Tasks, forest: Forest, links: list[Ref]) -> float:

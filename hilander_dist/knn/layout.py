@@ -177,6 +177,7 @@ def load_quantizer(file: Storage, dim: int) -> Block:
         InputError: the file is none, or of another number of dimensions.
     """
     block = file.read_block()
+    block.pop("map_DD", None)
     if set(block) != set(Quantizer._fields):
         raise InputError(f"{file.uri}: not a quantizer; give the quantizer.safetensors of a complete run")
     if block["centroid_CD"].shape[1] != dim:
@@ -185,6 +186,12 @@ def load_quantizer(file: Storage, dim: int) -> Block:
             "use that of a run on embeddings of the same encoder"
         )
     return block
+
+
+def load_map(file: Storage) -> Block | None:
+    """What a saved quantizer's vectors went through (``cluster.whitening``): ``map_DD``; None for vectors as they were."""
+    block = file.read_block()
+    return {"map_DD": block["map_DD"]} if "map_DD" in block else None
 
 
 def quantizer_path(prefix: str) -> str:

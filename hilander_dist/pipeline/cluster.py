@@ -10,14 +10,16 @@ from typing import Any
 import ray
 
 import hilander_dist
-from hilander_dist.cluster.flow_links import link_by_relations
+from hilander_dist.cluster.flow_links import link_by_relations, link_first
 from hilander_dist.cluster.levels import ROWS_WORTH_A_SHARD, LevelOptions, Nodes, run_levels
 from hilander_dist.cluster.links import Linker, link_by_model
 from hilander_dist.cluster.memory import bytes_per_row, check_memory
 from hilander_dist.cluster.output import write_outputs
+from hilander_dist.cluster.whitening import MAP, whiten
 from hilander_dist.config import Calibration, Config, calibrated
 from hilander_dist.errors import ClusterError, ConfigError, ModelError
-from hilander_dist.ingest import ingest
+from hilander_dist.ingest import Ingested, ingest
+from hilander_dist.knn.graph import GraphOptions
 from hilander_dist.knn.layout import load_quantizer, quantizer_path
 from hilander_dist.knn.shared import MOST_NEIGHBOURS
 from hilander_dist.lander.checkpoint import AnyLander, load_checkpoint, model_hash
@@ -29,7 +31,7 @@ from hilander_dist.run import Run, code_version
 from hilander_dist.runtime import cluster_cpus, ray_session
 from hilander_dist.source import Source, open_source
 from hilander_dist.storage import Storage
-from hilander_dist.tasks import Tasks
+from hilander_dist.tasks import Loader, Tasks
 
 BYTES_PER_SHARD = 64 * 2**20
 """A shard's vectors, float32, are no larger unless asked for or there are more than MANY_SHARDS. A task holds about
@@ -113,15 +115,18 @@ def run_cluster_job(
             frozen,
             bytes_per_row(source.dim, config.k, model),
         )
-        nodes = Nodes(data.parts, data.rows, source.dim, source.rows)
+        search = GraphOptions(config.k, config.target_recall, config.seed, config.knn_device, frozen)
+        parts, whitening = prepare_parts(tasks, run, data, model, shards, search)
+        nodes = Nodes(parts, data.rows, source.dim, source.rows)
         levels = run_levels(tasks, run, nodes, options, link)
         write_outputs(tasks, output, run.work, data, levels)
-        keep_quantizer(run)
+        keep_quantizer(run, with_map=whitening is not None)
     manifest = {
         **manifest_head("cluster", config, fingerprint, began),
         "shards": shards,
         "counts": {"rows": source.rows, "clustered": data.rows, "bad": data.bad},
         "recall": levels[0].numbers["graph"],
+        "whitening": whitening,
         "levels": [level.numbers for level in levels],
         "stages": tasks.progress.seconds,
         "clusters": levels[-1].clusters,
@@ -148,6 +153,18 @@ def choose_linker(model: AnyLander, config: Config) -> Linker:
     if isinstance(model, Lander):
         return link_by_model(model, ray.put(model), config.tau, config.compat)
     return link_by_relations(model, ray.put(model), model.calibration or Calibration(), config.k, config.tau)
+
+
+def prepare_parts(
+    tasks: Tasks, run: Run, data: Ingested, model: AnyLander, shards: int, search: GraphOptions
+) -> tuple[list[Loader], dict[str, Any] | None]:
+    """The parts of level 0: as they are, or whitened where the model's calibration says so, with numbers of that."""
+    if not isinstance(model, RelationalLander) or model.calibration is None or not model.calibration.whiten:
+        return data.parts, None
+    nodes = Nodes(data.parts, data.rows, data.source.dim, data.source.rows)
+    link = link_first(model, ray.put(model), model.calibration, search.k)
+    row_bytes = bytes_per_row(data.source.dim, search.k, model)
+    return whiten(tasks, run, nodes, shards, search, row_bytes, link)
 
 
 def load_model(uri: str | None, config: Config) -> AnyLander:
@@ -200,9 +217,13 @@ def frozen_quantizer(config: Config, dim: int) -> Storage | None:
     return file
 
 
-def keep_quantizer(run: Run) -> None:
-    """Put level 0's quantizer among the results: a later run can use it again when ``_work/`` is gone."""
-    run.output.put(QUANTIZER, run.work.read_bytes(quantizer_path("level-0")))
+def keep_quantizer(run: Run, with_map: bool = False) -> None:
+    """Put level 0's quantizer among the results, with the map of its vectors where they were whitened: a later run can use
+    both again when ``_work/`` is gone."""
+    block = run.work.read_block(quantizer_path("level-0"))
+    if with_map:
+        block |= run.work.read_block(MAP)
+    run.output.write_block(QUANTIZER, block)
 
 
 def check_device(config: Config) -> None:

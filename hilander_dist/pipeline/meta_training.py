@@ -71,7 +71,8 @@ def draw_episodes(tasks: Tasks, run: Run, inputs: list[Ingested], config: Config
 
 def make_course(episodes: Episodes, config: Config) -> EpisodeCourse:
     """The course over the episodes."""
-    calibration = Calibration(k=K_USED, max_levels=1, base_rate=round(episodes.base_rate, 6))
+    several = len(episodes.training) > 1
+    calibration = Calibration(k=K_USED, max_levels=1, base_rate=round(episodes.base_rate, 6), whiten=several)
     return EpisodeCourse(
         episodes.training, episodes.validation, config.model, config.train, config.seed, calibration, score_episode
     )

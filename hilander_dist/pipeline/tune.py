@@ -34,6 +34,7 @@ from hilander_dist.pipeline.cluster import (
     choose_shards,
     load_model,
     manifest_head,
+    prepare_parts,
     run_fingerprint,
     settled,
 )
@@ -101,7 +102,8 @@ def run_tune_job(
         data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
         row_M, class_M = find_labelled(tasks, run.work, data, labels, labels_uri)
         options = GraphOptions(config.k, config.target_recall, config.seed, config.knn_device, None)
-        level, graph, _ = knn_graph(tasks, data.parts, data.rows, source.dim, shards, options, "level-0")
+        parts, _ = prepare_parts(tasks, run, data, model, shards, options)
+        level, graph, _ = knn_graph(tasks, parts, data.rows, source.dim, shards, options, "level-0")
         forest = grow_forest(tasks, model, ray.put(model), calibration, config.k, level, graph, "level-0")
         found_TM = np.stack([_clusters(tasks, level, forest, row_M, tau) for tau in TAUS])
     tuning = choose_tau(found_TM, class_M)

@@ -112,6 +112,27 @@ def test_the_general_checkpoint_is_the_default(sets: dict[str, Path], tmp_path: 
     assert (other["config"]["k"], other["config"]["tau"]) == (20, 0.9)
 
 
+def test_whitening_is_that_of_an_earlier_run_where_its_quantizer_is_used(
+    trained: Path, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    first = run_cluster_job(str(sets["c"]), str(trained), str(tmp_path / "first"), Config())
+    assert first["whitening"]["rows"] == UNSEEN
+    assert 1 < first["whitening"]["clusters"] < UNSEEN
+    # Half of the rows on their own would tell another map.
+    pq.write_table(pq.read_table(sets["c"]).slice(0, UNSEEN // 2), tmp_path / "half.parquet")
+    again = Config(quantizer=str(tmp_path / "first"))
+    second = run_cluster_job(str(tmp_path / "half.parquet"), str(trained), str(tmp_path / "second"), again)
+    assert second["whitening"] == {"rows": 0, "clusters": 0}
+    kept = [tmp_path / name / "quantizer.safetensors" for name in ("first", "second")]
+    assert kept[0].read_bytes() == kept[1].read_bytes()
+
+
+def test_a_network_of_one_set_takes_vectors_as_they_are(sets: dict[str, Path], tmp_path: Path) -> None:
+    run_train_job(str(sets["a"]), str(tmp_path / "model"), small("train.epochs=1"))
+    manifest = run_cluster_job(str(sets["c"]), str(tmp_path / "model"), str(tmp_path / "run"), Config())
+    assert manifest["whitening"] is None
+
+
 def test_tuning_by_some_labels(sets: dict[str, Path], tmp_path: Path) -> None:
     table = pq.read_table(sets["c"], columns=["id", "label"])
     some = np.random.default_rng(0).permutation(UNSEEN)[:300]

@@ -1,0 +1,188 @@
+"""Whitening: shortened where clusters spread, the same bytes for any parts and shards, from whole regions."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hilander_dist.cluster import whitening
+from hilander_dist.cluster.features import FIXED_POINT
+from hilander_dist.cluster.levels import Nodes
+from hilander_dist.cluster.truth import link_by_labels
+from hilander_dist.cluster.whitening import (
+    MAP,
+    choose_regions,
+    fit_map,
+    pick_regions,
+    sum_products,
+    whiten,
+    whitening_map,
+)
+from hilander_dist.knn.graph import GraphOptions
+from hilander_dist.knn.layout import CHUNK, load_map, load_quantizer
+from hilander_dist.knn.quantizer import flat_quantizer
+from hilander_dist.lander.episodes import exact_neighbours
+from hilander_dist.run import Run
+from hilander_dist.storage import Storage
+from hilander_dist.tasks import Block, Loader
+from tests.local_tasks import LocalTasks, held
+from tests.unit.cluster.small import same_bytes
+
+DIM, CLASSES, N = 12, 40, 3 * CHUNK + 70
+
+
+@pytest.fixture(scope="module")
+def rows() -> Block:
+    """Classes that differ in all dimensions, and spread in the first three alone, by more than they differ."""
+    rng = np.random.default_rng(0)
+    class_N = rng.integers(CLASSES, size=N)
+    x_ND = (
+        rng.normal(size=(CLASSES, DIM))[class_N] + rng.normal(size=(N, DIM)) * np.r_[np.full(3, 3.0), np.full(9, 0.3)]
+    )
+    unit_ND = (x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)).astype(np.float32)
+    return {"id_N": np.arange(N), "x_ND": unit_ND, "class_N": class_N}
+
+
+def cut(rows: Block, parts: int) -> Nodes:
+    cuts = [N * p // parts for p in range(parts + 1)]
+    blocks = [{name: column[a:b] for name, column in rows.items()} for a, b in itertools.pairwise(cuts)]
+    return Nodes(held(blocks), N, DIM, N)
+
+
+def whitened(
+    rows: Block, path: Path, shards: int, parts: int, **search: Any
+) -> tuple[Block, dict[str, Any], LocalTasks]:
+    tasks = LocalTasks()
+    found, numbers = whiten(
+        tasks,
+        Run(Storage(str(path)), {"job": "test"}),
+        cut(rows, parts),
+        shards,
+        GraphOptions(20, 1.0, 0, **search),
+        0,
+        link_by_labels(merge_across_labels=False),
+    )
+    return joined(found), numbers, tasks
+
+
+def joined(parts: list[Loader]) -> Block:
+    blocks = [part() for part in parts]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def same_share(x_ND: np.ndarray, class_N: np.ndarray) -> float:
+    nbr_NK, _ = exact_neighbours(x_ND, 10)
+    return float((class_N[nbr_NK] == class_N[:, None]).mean())
+
+
+def test_neighbours_of_one_class_come_nearer(rows: Block, tmp_path: Path) -> None:
+    found, numbers, _ = whitened(rows, tmp_path, 1, 2)
+    assert numbers["rows"] == N
+    assert 1 < numbers["clusters"] < numbers["rows"]
+    np.testing.assert_allclose(np.linalg.norm(found["x_ND"], axis=1), 1, atol=1e-6)
+    assert same_share(found["x_ND"], rows["class_N"]) > same_share(rows["x_ND"], rows["class_N"]) + 0.1
+    for name in ("id_N", "class_N"):
+        np.testing.assert_array_equal(found[name], rows[name])
+
+
+def test_the_same_map_for_any_shards_and_parts(rows: Block, tmp_path: Path) -> None:
+    maps = []
+    for number, (shards, parts) in enumerate(((1, 1), (3, 1), (2, 5))):
+        _, _, tasks = whitened(rows, tmp_path / str(number), shards, parts)
+        maps.append(tasks.blocks[MAP]["map_DD"])
+    assert all(same_bytes(other, maps[0]) for other in maps[1:])
+
+
+def test_vectors_keep_their_dtype(rows: Block, tmp_path: Path) -> None:
+    half = {**rows, "x_ND": rows["x_ND"].astype(np.float16)}
+    assert whitened(half, tmp_path, 1, 2)[0]["x_ND"].dtype == np.float16
+
+
+def test_a_later_run_takes_the_map_of_an_earlier_one(rows: Block, tmp_path: Path) -> None:
+    file = Storage(str(tmp_path / "quantizer.safetensors"))
+    swap_DD = np.eye(DIM, dtype=np.float32)[::-1]
+    file.write_block("", {**flat_quantizer(DIM).as_block(), "map_DD": swap_DD})
+    found, numbers, _ = whitened(rows, tmp_path / "run", 1, 2, quantizer=file)
+    assert numbers == {"rows": 0, "clusters": 0}
+    np.testing.assert_allclose(found["x_ND"], rows["x_ND"][:, ::-1], atol=1e-6)
+    assert "map_DD" not in load_quantizer(file, DIM)
+    # Vectors of that run were as they came: a map is learned.
+    file.write_block("", flat_quantizer(DIM).as_block())
+    assert load_map(file) is None
+    assert whitened(rows, tmp_path / "other", 1, 2, quantizer=file)[1]["rows"] > 0
+
+
+def test_regions_are_whole_and_the_same_for_any_parts(rows: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whitening, "ROWS", 300)
+    tasks = LocalTasks()
+    found = []
+    for parts in (1, 4):
+        loaders, n = pick_regions(tasks, cut(rows, parts), 0)
+        found.append(joined(loaders)["id_N"])
+        assert 300 <= n == len(found[-1]) <= 600
+        tasks.blocks.clear()
+    np.testing.assert_array_equal(found[0], found[1])
+    # Whole regions: of the nearest neighbours of what was taken more were taken than by chance.
+    taken_N = np.isin(rows["id_N"], found[0])
+    nbr_NK, _ = exact_neighbours(rows["x_ND"], 5)
+    assert taken_N[nbr_NK[taken_N]].mean() > 2 * taken_N.mean()
+
+
+@pytest.mark.parametrize(
+    ("counts", "chosen"),
+    [
+        ([5, 5, 5, 5], [0, 1]),
+        ([50, 6, 50, 7, 3], [1, 3]),  # the large ones would be too much
+        ([50, 0, 40], [2]),  # all are: the smallest
+    ],
+)
+def test_regions_until_there_are_enough_rows(
+    counts: list[int], chosen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whitening, "ROWS", 10)
+    assert np.flatnonzero(choose_regions(np.array(counts))).tolist() == chosen
+
+
+def test_the_scatter_is_that_within_clusters(rows: Block) -> None:
+    x_ND, class_N = rows["x_ND"], rows["class_N"]
+    sum_PD = np.zeros((CLASSES, DIM), dtype=np.int64)
+    np.add.at(sum_PD, class_N, np.rint(x_ND.astype(np.float64) * FIXED_POINT).astype(np.int64))
+    peaks = {"sum_ND": sum_PD, "count_N": np.bincount(class_N)}
+    cuts = np.array_split(np.arange(N), 3)
+    found = fit_map([sum_products({"x_ND": x_ND[at]}) for at in cuts], [peaks])
+    mean_CD = np.stack([x_ND[class_N == c].mean(0) for c in range(CLASSES)])
+    apart_ND = (x_ND - mean_CD[class_N]).astype(np.float64)
+    np.testing.assert_allclose(found["map_DD"], whitening_map(apart_ND.T @ apart_ND, N - CLASSES), rtol=1e-3, atol=1e-4)
+    halves = [{name: column[at] for name, column in peaks.items()} for at in (slice(0, 7), slice(7, None))]
+    assert same_bytes(fit_map([sum_products({"x_ND": x_ND})], halves)["map_DD"], found["map_DD"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(0.01, 100), min_size=2, max_size=6),
+    st.integers(1, 10**6),
+    st.floats(1e-3, 1e3),
+    st.randoms(use_true_random=False),
+)
+def test_what_varies_more_is_shortened_more(variance: list[float], freedom: int, scale: float, random: Any) -> None:
+    D = len(variance)
+    basis_DD = np.linalg.qr(np.random.default_rng(random.getrandbits(32)).normal(size=(D, D)))[0]
+    scatter_DD = (basis_DD * variance) @ basis_DD.T
+    map_DD = whitening_map(scatter_DD * scale * freedom, freedom)
+    np.testing.assert_allclose(map_DD, map_DD.T, atol=1e-6)
+    length_D = np.linalg.norm(map_DD @ basis_DD, axis=0)
+    order = np.argsort(variance)
+    assert (np.diff(length_D[order]) <= 1e-4 * length_D.max()).all()
+    # By less than whitening would: what varies more does so still.
+    assert (np.diff((length_D * np.sqrt(variance))[order]) >= -1e-4 * np.sqrt(max(variance))).all()
+    # In other units, and in more of all rows, it is the same.
+    np.testing.assert_allclose(whitening_map(scatter_DD * freedom, freedom), map_DD, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("freedom", [0, 50])
+def test_clusters_of_copies_leave_vectors_as_they_are(freedom: int) -> None:
+    np.testing.assert_array_equal(whitening_map(np.full((4, 4), 1e-9), freedom), np.eye(4, dtype=np.float32))
