@@ -57,7 +57,7 @@ class Calibration(_Options):
     whiten: bool = False
     """Relational: cluster twice, the second time in vectors whitened by the clusters of the first (``cluster.whitening``).
     Where the network was trained on several data sets: one of a single set takes other vectors for other classes (grocery
-    .34 of pairwise F, .56 without)."""
+    .34 of pairwise F, .56 without), and learns its whitening from classes (``pipeline.class_whitening``)."""
 
     forest_tau: float = Field(default=0.95, gt=0, lt=1)
     """Relational: links above this probability join before any merge of clusters."""

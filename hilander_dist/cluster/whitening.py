@@ -65,9 +65,9 @@ def whiten(
     numbers = run.marker(_STAGE)
     if numbers is None:
         frozen = load_map(search.quantizer) if search.quantizer else None
-        numbers = {"rows": 0, "clusters": 0}
         if frozen is not None:
             tasks.store.write_block(MAP, frozen)
+            numbers = {"learned_from": "earlier run"}
         else:
             parts, n = pick_regions(tasks, nodes, search.seed)
             cut = max(-(-shards * n // nodes.n), min(shards, -(-n // ROWS_WORTH_A_SHARD)))
@@ -80,17 +80,26 @@ def whiten(
             # The sums of all clusters, of which there may be as many as rows.
             fitting = tasks.asking(task_bytes(n, 40 * nodes.dim))
             tasks.wait([fitting.call(fit_map, products, clusters.peaks, save=MAP)], "whitening map")
-            numbers = {"rows": n, "clusters": clusters.n}
+            numbers = {"learned_from": "first clusters", "rows": n, "clusters": clusters.n}
         run.mark(_STAGE, numbers)
-    return [functools.partial(load_whitened, part, tasks.loader(MAP)) for part in nodes.parts], numbers
+    return whitened_parts(tasks, nodes.parts), numbers
+
+
+def whitened_parts(tasks: Tasks, parts: list[Loader]) -> list[Loader]:
+    """The parts with their vectors mapped by the block MAP of the run's storage."""
+    return [functools.partial(load_whitened, part, tasks.loader(MAP)) for part in parts]
 
 
 def load_whitened(part: Loader, whitening: Loader) -> Block:
     """A part with its vectors mapped, unit rows of their dtype."""
     block = part()
-    x_ND = block["x_ND"]
-    mapped_ND = x_ND.astype(np.float32, copy=False) @ whitening()["map_DD"]
-    return {**block, "x_ND": normalise_rows(mapped_ND).astype(x_ND.dtype, copy=False)}
+    return {**block, "x_ND": map_rows(block["x_ND"], whitening()["map_DD"])}
+
+
+def map_rows(x_ND: np.ndarray, map_DD: np.ndarray) -> np.ndarray:
+    """Mapped rows, of length 1 and the dtype of ``x_ND``."""
+    mapped_ND = normalise_rows(x_ND.astype(np.float32, copy=False) @ map_DD)
+    return mapped_ND.astype(x_ND.dtype, copy=False)
 
 
 def pick_regions(tasks: Tasks, nodes: Nodes, seed: int) -> tuple[list[Loader], int]:

@@ -34,7 +34,7 @@ def save_checkpoint(model: AnyLander, metadata: dict[str, str]) -> bytes:
     header = {
         "schema": _SCHEMA,
         "hilander_version": __version__,
-        "dim": model.dim if isinstance(model, Lander) else None,
+        "dim": model.dim,
         "model": model.config.model_dump(mode="json"),
         "calibration": model.calibration and model.calibration.model_dump(mode="json"),
         "training": metadata,
@@ -63,7 +63,11 @@ def load_checkpoint(data: bytes, name: str, config: ModelConfig) -> AnyLander:
         state = _read_official(data, name)
         dim = _check_flags(state, name, config)
     with torch.device("meta"):
-        model = RelationalLander(config) if dim is None else Lander(dim, config)
+        if config.features == "relational":
+            model: AnyLander = RelationalLander(config, dim)
+        else:
+            assert dim is not None
+            model = Lander(dim, config)
     model.calibration = calibration
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     bad = _first_misfit(expected, state)
@@ -102,7 +106,7 @@ def _read_own(
             version = header["hilander_version"]
             raise ModelError(f"{name}: written by hilander_dist {version}, this is {__version__}; install that version")
         shape = ModelConfig.model_validate({**header["model"], "backend": config.backend})
-        dim = None if shape.features == "relational" else int(header["dim"])
+        dim = header["dim"] if shape.features == "relational" and header["dim"] is None else int(header["dim"])
         if dim is not None and dim < 1:
             raise ValueError(dim)
         found = header.get("calibration")

@@ -83,6 +83,12 @@ def plan_validation(number: int, size_C: np.ndarray, rng: np.random.Generator) -
     return Plan(-1 - number, K_USED, class_M, keep_M, 0.0, 1.0)
 
 
+def plan_classes(size_C: np.ndarray, rows: int, rng: np.random.Generator) -> Plan:
+    """Whole classes in random order until there are so many rows."""
+    class_M, keep_M = _class_shares(0, size_C, rows, rng)
+    return Plan(0, K_USED, class_M, keep_M, 0.0, 1.0)
+
+
 def _class_shares(mode: int, size_C: np.ndarray, rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Shares of classes in random order until there are ``rows``: whole ones (mode 0), one share of all (1), sizes spread
     evenly over all magnitudes (2), or exponential ones (3)."""

@@ -150,10 +150,19 @@ class PairHead(nn.Module):
 class RelationalLander(nn.Module):
     """Scores the edges of one level from relations alone."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Of ``config.hidden`` numbers a node and ``config.num_conv`` rounds. Weights come from torch's generator."""
+    def __init__(self, config: ModelConfig, dim: int | None = None) -> None:
+        """Of ``config.hidden`` numbers a node and ``config.num_conv`` rounds. Weights come from torch's generator.
+
+        Args:
+            config: the shape.
+            dim: of the embeddings, where it has a map for them; None for any embeddings, as they are.
+        """
         super().__init__()
         self.config, self.num_conv = config, config.num_conv
+        self.dim: int | None = None
+        self.map_DD: Tensor
+        if dim is not None:
+            self.set_map(torch.eye(dim))
         self.calibration: Calibration | None = None
         W = config.hidden
         self.edge = nn.ModuleList(
@@ -165,6 +174,11 @@ class RelationalLander(nn.Module):
         )
         self.head = Linear(W, 1)
         self.pair = PairHead()
+
+    def set_map(self, map_DD: Tensor) -> None:
+        """Vectors go through this map, float32, before anything is computed (``cluster.whitening``)."""
+        self.dim = len(map_DD)
+        self.register_buffer("map_DD", map_DD)
 
     def node_state(self, layer: int, inputs_BKF: Tensor, state: Tensor, own_BW: Tensor, nbr_BK: Tensor) -> Tensor:
         """The nodes' state after round ``layer`` = 0 .. num_conv - 1, (B, W).

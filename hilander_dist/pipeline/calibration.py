@@ -35,10 +35,19 @@ TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(9))
 blurred and held-out ones are not) cost .05 of F on two of four sets left out."""
 
 
-def calibrate(tasks: Tasks, trained: TrainedModel, episodes: Episodes, config: Config) -> tuple[bytes, dict[str, Any]]:
+def calibrate(
+    tasks: Tasks, trained: TrainedModel, episodes: Episodes, map_DD: np.ndarray | None, config: Config
+) -> tuple[bytes, dict[str, Any]]:
     """Train the head of pairs; choose temperature and tau on the held-out episodes of all data sets, each set counting alike.
 
     The temperature has the least cross-entropy; it is worked into the head's weights. Tau: see ``best_tau``.
+
+    Args:
+        tasks: where to run.
+        trained: the network.
+        episodes: of training and validation.
+        map_DD: what the episodes' vectors went through; it goes with the checkpoint.
+        config: of the training.
 
     Returns:
         The checkpoint with its calibration, and what was found, for the manifest.
@@ -67,6 +76,8 @@ def calibrate(tasks: Tasks, trained: TrainedModel, episodes: Episodes, config: C
         "bcubed_f": round(float(f_T2[at, 1]), 4),
         "f_by_tau": dict(zip(map(str, TAUS), np.round(f_T2.mean(1), 4).tolist(), strict=True)),
     }
+    if map_DD is not None:
+        model.set_map(torch.tensor(map_DD))
     logger.info("calibrated", **{name: numbers[name] for name in ("tau", "temperature", "pairwise_f", "bcubed_f")})
     return save_checkpoint(model, {"epochs": str(len(trained.history)), "seed": str(config.seed)}), numbers
 

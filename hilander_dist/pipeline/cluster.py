@@ -15,7 +15,7 @@ from hilander_dist.cluster.levels import ROWS_WORTH_A_SHARD, LevelOptions, Nodes
 from hilander_dist.cluster.links import Linker, link_by_model
 from hilander_dist.cluster.memory import bytes_per_row, check_memory
 from hilander_dist.cluster.output import write_outputs
-from hilander_dist.cluster.whitening import MAP, whiten
+from hilander_dist.cluster.whitening import MAP, whiten, whitened_parts
 from hilander_dist.config import Calibration, Config, calibrated
 from hilander_dist.errors import ClusterError, ConfigError, ModelError
 from hilander_dist.ingest import Ingested, ingest
@@ -85,11 +85,7 @@ def run_cluster_job(
     source = open_source(input_uri, config.input)
     model = load_model(model_uri, config)
     config = settled(config, model)
-    if isinstance(model, Lander) and model.dim != source.dim:
-        raise ModelError(
-            f"{input_uri} has embeddings of {source.dim} dimensions, the model {model_uri} takes {model.dim}: "
-            "use a model trained on embeddings of the same encoder"
-        )
+    check_dim(model, model_uri, source)
     frozen = frozen_quantizer(config, source.dim)
     fingerprint = run_fingerprint("cluster", config, source, quantizer=frozen) | {
         "model": model_hash(model),
@@ -148,6 +144,19 @@ def settled(config: Config, model: AnyLander) -> Config:
     return config
 
 
+def check_dim(model: AnyLander, model_uri: str | None, source: Source) -> None:
+    """Refuse a model of other embeddings.
+
+    Raises:
+        ModelError: their dimensions differ.
+    """
+    if model.dim not in (None, source.dim):
+        raise ModelError(
+            f"{source.uri} has embeddings of {source.dim} dimensions, the model {model_uri} takes {model.dim}: "
+            "use a model trained on embeddings of the same encoder"
+        )
+
+
 def choose_linker(model: AnyLander, config: Config) -> Linker:
     """The way from the model's scores to links."""
     if isinstance(model, Lander):
@@ -158,8 +167,14 @@ def choose_linker(model: AnyLander, config: Config) -> Linker:
 def prepare_parts(
     tasks: Tasks, run: Run, data: Ingested, model: AnyLander, shards: int, search: GraphOptions
 ) -> tuple[list[Loader], dict[str, Any] | None]:
-    """The parts of level 0: as they are, or whitened where the model's calibration says so, with numbers of that."""
-    if not isinstance(model, RelationalLander) or model.calibration is None or not model.calibration.whiten:
+    """The parts of level 0: as they are, or whitened by the model's map or where its calibration says so, with numbers of
+    that."""
+    if not isinstance(model, RelationalLander):
+        return data.parts, None
+    if model.dim is not None:
+        run.work.write_block(MAP, {"map_DD": model.map_DD.numpy()})
+        return whitened_parts(tasks, data.parts), {"learned_from": "model"}
+    if model.calibration is None or not model.calibration.whiten:
         return data.parts, None
     nodes = Nodes(data.parts, data.rows, data.source.dim, data.source.rows)
     link = link_first(model, ray.put(model), model.calibration, search.k)

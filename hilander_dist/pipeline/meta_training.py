@@ -5,7 +5,7 @@ together, and one task builds the episode. So nothing grows with the data but th
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,15 @@ LEAST_CLASSES = 4
 """Two to train on, two to validate with."""
 
 
+class ClassSizes(NamedTuple):
+    """The classes of a data set."""
+
+    size_C: Ref
+    """int64 rows of each."""
+    classes: int
+    """Those with a row."""
+
+
 @dataclass(frozen=True)
 class Episodes:
     """The episodes of all data sets."""
@@ -47,18 +56,12 @@ class Episodes:
     """Share of same-class edges in training, the mean over data sets of the mean over episodes."""
 
 
-def draw_episodes(tasks: Tasks, run: Run, inputs: list[Ingested], config: Config) -> Episodes:
-    """Draw and build the episodes of all data sets; they are saved, and an earlier attempt's are used again.
-
-    Raises:
-        InputError: a data set has fewer than four classes.
-    """
+def draw_episodes(tasks: Tasks, run: Run, inputs: list[Ingested], sizes: list[ClassSizes], config: Config) -> Episodes:
+    """Draw and build the episodes of all data sets; they are saved, and an earlier attempt's are used again."""
     training, validation, shares = [], [], []
     built: list[Ref] = []
-    classes = 0
-    for domain, data in enumerate(inputs):
-        refs, paths, found = _draw(tasks, data, domain, config)
-        classes += found
+    for domain, (data, size) in enumerate(zip(inputs, sizes, strict=True)):
+        refs, paths = _draw(tasks, data, size.size_C, domain, config)
         built += refs
         shares.append([tasks.call(same_share, ref) for ref in refs[: config.train.episodes]])
         uris = tuple(run.work.child(path).uri for path in paths)
@@ -66,7 +69,23 @@ def draw_episodes(tasks: Tasks, run: Run, inputs: list[Ingested], config: Config
         validation.append(uris[config.train.episodes :])
     tasks.wait(built, "episodes")
     base_rate = float(np.mean([np.nanmean(tasks.get(domain)) for domain in shares]))
-    return Episodes(tuple(training), tuple(validation), classes, base_rate)
+    return Episodes(tuple(training), tuple(validation), sum(size.classes for size in sizes), base_rate)
+
+
+def class_sizes(tasks: Tasks, data: Ingested) -> ClassSizes:
+    """Count the rows of each class of a data set.
+
+    Raises:
+        InputError: there are fewer than four classes.
+    """
+    size_C = tasks.call(_add, [tasks.call(_class_sizes, part, data.classes) for part in data.parts])
+    classes, rows = tasks.get(tasks.call(_shape, size_C))
+    if classes < LEAST_CLASSES:
+        raise InputError(
+            f"{data.source.uri}: {classes} classes: at least {LEAST_CLASSES} are needed, as some are kept for validation"
+        )
+    logger.info("data set", uri=data.source.uri, classes=classes, rows=rows)
+    return ClassSizes(size_C, classes)
 
 
 def make_course(episodes: Episodes, config: Config) -> EpisodeCourse:
@@ -78,28 +97,20 @@ def make_course(episodes: Episodes, config: Config) -> EpisodeCourse:
     )
 
 
-def _draw(tasks: Tasks, data: Ingested, domain: int, config: Config) -> tuple[list[Ref], list[str], int]:
-    sizes = [tasks.call(_class_sizes, part, data.classes) for part in data.parts]
-    size_C = tasks.call(_add, sizes)
-    classes, rows = tasks.get(tasks.call(_shape, size_C))
-    if classes < LEAST_CLASSES:
-        raise InputError(
-            f"{data.source.uri}: {classes} classes: at least {LEAST_CLASSES} are needed, as some are kept for validation"
-        )
-    logger.info("data set", uri=data.source.uri, classes=classes, rows=rows)
+def _draw(tasks: Tasks, data: Ingested, size_C: Ref, domain: int, config: Config) -> tuple[list[Ref], list[str]]:
     numbers = config.train.episodes + VALIDATION_EPISODES
     names = [f"training-{n:05d}" for n in range(config.train.episodes)]
     names += [f"validation-{n:05d}" for n in range(numbers - config.train.episodes)]
     paths = [f"episodes/{domain:03d}/{name}.safetensors" for name in names]
     if tasks.saved.issuperset(paths):
-        return [tasks.load(path) for path in paths], paths, classes
+        return [tasks.load(path) for path in paths], paths
     key = (config.seed, domain, config.train.episodes, config.train.holdout)
     picked = [tasks.call(_pick, part, size_C, key, numbers, returns=numbers) for part in data.parts]
     built = [
         tasks.call(_build, inbox, size_C, key, number, save=path)
         for number, (inbox, path) in enumerate(zip(shuffle(picked, numbers), paths, strict=True))
     ]
-    return built, paths, classes
+    return built, paths
 
 
 def make_plan(size_C: np.ndarray, key: tuple[int, int, int, float], number: int) -> Plan:

@@ -19,8 +19,9 @@ from hilander_dist.lander.training import Epoch, check_resources, fit
 from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
 from hilander_dist.pipeline.calibration import calibrate
+from hilander_dist.pipeline.class_whitening import whiten_by_classes
 from hilander_dist.pipeline.cluster import check_device, choose_shards, manifest_head, run_fingerprint
-from hilander_dist.pipeline.meta_training import draw_episodes, make_course
+from hilander_dist.pipeline.meta_training import class_sizes, draw_episodes, make_course
 from hilander_dist.run import Run
 from hilander_dist.runtime import ray_session
 from hilander_dist.source import open_source
@@ -100,11 +101,17 @@ Trained = tuple[bytes, list[Epoch], dict[str, Any]]
 
 
 def _train_relational(tasks: Tasks, run: Run, inputs: list[Ingested], config: Config) -> Trained:
-    episodes = draw_episodes(tasks, run, inputs, config)
+    sizes = [class_sizes(tasks, data) for data in inputs]
+    map_DD, whitening = None, None
+    if len(inputs) == 1:
+        data, map_DD, whitening = whiten_by_classes(tasks, inputs[0], sizes[0].size_C, config)
+        inputs = [data]
+    episodes = draw_episodes(tasks, run, inputs, sizes, config)
     logger.info("training", epochs=config.train.epochs, data_sets=len(inputs), workers=config.train.num_workers)
     trained = fit(make_course(episodes, config), run.work.child("train").uri, "lander")
-    checkpoint, numbers = calibrate(tasks, trained, episodes, config)
-    return checkpoint, trained.history, {"classes": episodes.classes, "calibration": numbers}
+    checkpoint, numbers = calibrate(tasks, trained, episodes, map_DD, config)
+    found = {"classes": episodes.classes, "calibration": numbers, "whitening": whitening}
+    return checkpoint, trained.history, found
 
 
 def _train_raw(tasks: Tasks, run: Run, data: Ingested, config: Config) -> Trained:

@@ -31,6 +31,7 @@ from hilander_dist.monitor.progress import Progress
 from hilander_dist.pipeline.calibration import TAUS, best_tau
 from hilander_dist.pipeline.cluster import (
     check_device,
+    check_dim,
     choose_shards,
     load_model,
     manifest_head,
@@ -84,6 +85,7 @@ def run_tune_job(
     model = load_model(model_uri, config)
     if not isinstance(model, RelationalLander):
         raise ModelError(f"{model_uri}: raw features have no tuning; train with --set model.features=relational")
+    check_dim(model, model_uri, source)
     calibration = model.calibration or Calibration()
     config = settled(config, model)
     labels = read_labels(labels_uri)

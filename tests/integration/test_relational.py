@@ -12,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from hilander_dist.cluster.whitening import map_rows
 from hilander_dist.config import Calibration, Config, ModelConfig, TrainConfig, load_config
 from hilander_dist.errors import ConfigError, InputError, ModelError
+from hilander_dist.ingest import normalise_rows
 from hilander_dist.lander import training
-from hilander_dist.lander.checkpoint import load_checkpoint
+from hilander_dist.lander.checkpoint import load_checkpoint, save_checkpoint
 from hilander_dist.lander.episode_course import EpisodeCourse
+from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.pipeline.cluster import GENERAL, run_cluster_job
 from hilander_dist.pipeline.train import run_train_job
 from hilander_dist.pipeline.tune import run_tune_job
@@ -122,15 +125,42 @@ def test_whitening_is_that_of_an_earlier_run_where_its_quantizer_is_used(
     pq.write_table(pq.read_table(sets["c"]).slice(0, UNSEEN // 2), tmp_path / "half.parquet")
     again = Config(quantizer=str(tmp_path / "first"))
     second = run_cluster_job(str(tmp_path / "half.parquet"), str(trained), str(tmp_path / "second"), again)
-    assert second["whitening"] == {"rows": 0, "clusters": 0}
+    assert second["whitening"] == {"learned_from": "earlier run"}
     kept = [tmp_path / name / "quantizer.safetensors" for name in ("first", "second")]
     assert kept[0].read_bytes() == kept[1].read_bytes()
 
 
-def test_a_network_of_one_set_takes_vectors_as_they_are(sets: dict[str, Path], tmp_path: Path) -> None:
-    run_train_job(str(sets["a"]), str(tmp_path / "model"), small("train.epochs=1"))
-    manifest = run_cluster_job(str(sets["c"]), str(tmp_path / "model"), str(tmp_path / "run"), Config())
-    assert manifest["whitening"] is None
+def test_a_model_of_one_set_has_the_whitening_of_its_classes(sets: dict[str, Path], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    label_N = rng.integers(40, size=900)
+    spread_D = np.r_[np.full(3, 2.0), np.full(9, 0.3)]
+    x_ND = (rng.normal(size=(40, 12))[label_N] + rng.normal(size=(900, 12)) * spread_D).astype(np.float32)
+    seen_N = label_N < 20
+    for name, some_N in (("seen", seen_N), ("unseen", ~seen_N)):
+        write_points(tmp_path / f"{name}.parquet", x_ND[some_N], labels=label_N[some_N])
+    trained = run_train_job(str(tmp_path / "seen.parquet"), str(tmp_path / "model"), small("train.epochs=1"))
+    assert trained["whitening"]["kept"]
+    unseen = str(tmp_path / "unseen.parquet")
+    manifest = run_cluster_job(unseen, str(tmp_path / "model"), str(tmp_path / "run"), Config())
+    assert manifest["whitening"] == {"learned_from": "model"}
+    # The same vectors, mapped beforehand, by the same network without a map.
+    model = load_checkpoint((tmp_path / "model" / "model.safetensors").read_bytes(), "trained", ModelConfig())
+    assert isinstance(model, RelationalLander)
+    plain = RelationalLander(model.config)
+    plain.calibration = model.calibration
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "map_DD"})
+    (tmp_path / "plain.safetensors").write_bytes(save_checkpoint(plain, {}))
+    mapped_ND = map_rows(normalise_rows(x_ND[~seen_N]), model.map_DD.numpy())
+    write_points(tmp_path / "mapped.parquet", mapped_ND, labels=label_N[~seen_N])
+    run_cluster_job(
+        str(tmp_path / "mapped.parquet"), str(tmp_path / "plain.safetensors"), str(tmp_path / "again"), Config()
+    )
+    assert read_assignments(tmp_path / "run").equals(read_assignments(tmp_path / "again"))
+    other, refused = str(sets["c"]), r"has embeddings of 16 dimensions, the model .* takes 12"
+    with pytest.raises(ModelError, match=refused):
+        run_cluster_job(other, str(tmp_path / "model"), str(tmp_path / "no"), Config())
+    with pytest.raises(ModelError, match=refused):
+        run_tune_job(other, other, str(tmp_path / "model"), str(tmp_path / "no"), Config())
 
 
 def test_tuning_by_some_labels(sets: dict[str, Path], tmp_path: Path) -> None:

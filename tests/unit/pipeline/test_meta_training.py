@@ -11,7 +11,7 @@ from hilander_dist.config import Config, load_config
 from hilander_dist.errors import InputError
 from hilander_dist.ingest import Ingested
 from hilander_dist.lander.episodes import K_USED, VALIDATION_EPISODES
-from hilander_dist.pipeline.meta_training import draw_episodes, make_course, make_plan
+from hilander_dist.pipeline.meta_training import class_sizes, draw_episodes, make_course, make_plan
 from hilander_dist.run import Run
 from hilander_dist.storage import Storage
 from tests.local_tasks import LocalTasks, held, put
@@ -42,7 +42,8 @@ def ingested(parts: int, classes: int = CLASSES) -> Ingested:
 
 def drawn(where: Path, parts: int, config: Config) -> tuple[dict[str, bytes], Any]:
     run = Run(Storage(str(where)), {})
-    episodes = draw_episodes(LocalTasks(run.work), run, [ingested(parts)], config)
+    tasks, data = LocalTasks(run.work), ingested(parts)
+    episodes = draw_episodes(tasks, run, [data], [class_sizes(tasks, data)], config)
     files = {file.relative_to(where).as_posix(): file.read_bytes() for file in where.rglob("*.safetensors")}
     return files, episodes
 
@@ -77,6 +78,5 @@ def test_the_course_has_the_episodes_and_the_base_rate(tmp_path: Path) -> None:
 
 
 def test_too_few_classes_to_hold_any_out(tmp_path: Path) -> None:
-    run = Run(Storage(str(tmp_path)), {})
     with pytest.raises(InputError, match="there: 3 classes: at least 4 are needed"):
-        draw_episodes(LocalTasks(run.work), run, [ingested(1, 3)], small())
+        class_sizes(LocalTasks(Storage(str(tmp_path))), ingested(1, 3))
