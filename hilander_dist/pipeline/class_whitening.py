@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from hilander_dist.cluster.whitening import MAP, ROWS, map_rows, whitened_parts, whitening_map
+from hilander_dist.cluster.whitening import MAP, ROWS, map_rows, same_share, whitened_parts, whitening_map
 from hilander_dist.config import Config
 from hilander_dist.exchange import concat_blocks
 from hilander_dist.ingest import Ingested
-from hilander_dist.lander.episodes import exact_neighbours, held_out_classes, pick_rows, plan_classes
+from hilander_dist.lander.episodes import held_out_classes, pick_rows, plan_classes
 from hilander_dist.tasks import Block, Loader, Ref, Tasks
-
-NEIGHBOURS = 10
 
 HELD_OUT_ROWS = 4096
 
@@ -64,7 +62,7 @@ def learn_map(rows: list[Block], size_C: np.ndarray, key: tuple[int, float]) -> 
     held_N = _held_out(size_C, key)[class_N]
     map_DD = _map_of(x_ND[~held_N].astype(np.float64), class_N[~held_N])
     held_ND = x_ND[held_N]
-    same_2 = [_same_share(vectors_ND, class_N[held_N]) for vectors_ND in (held_ND, map_rows(held_ND, map_DD))]
+    same_2 = [same_share(vectors_ND, class_N[held_N]) for vectors_ND in (held_ND, map_rows(held_ND, map_DD))]
     return {"map_DD": map_DD, "same_2": np.array(same_2)}
 
 
@@ -75,11 +73,6 @@ def _map_of(x_ND: np.ndarray, class_N: np.ndarray) -> np.ndarray:
     np.add.at(sum_CD, class_N, x_ND)
     apart_ND = x_ND - (sum_CD / count_C[:, None])[class_N]
     return whitening_map(apart_ND.T @ apart_ND, len(class_N) - len(count_C))
-
-
-def _same_share(x_ND: np.ndarray, class_N: np.ndarray) -> float:
-    nbr_NK, _ = exact_neighbours(np.ascontiguousarray(x_ND), NEIGHBOURS)
-    return float(((class_N[nbr_NK] == class_N[:, None]) & (nbr_NK >= 0)).mean()) if len(x_ND) else 0.0
 
 
 def _held_out(size_C: np.ndarray, key: tuple[int, float]) -> np.ndarray:

@@ -116,7 +116,7 @@ def run_cluster_job(
         nodes = Nodes(parts, data.rows, source.dim, source.rows)
         levels = run_levels(tasks, run, nodes, options, link)
         write_outputs(tasks, output, run.work, data, levels)
-        keep_quantizer(run, with_map=whitening is not None)
+        keep_quantizer(run, with_map=whitening is not None and whitening["kept"])
     manifest = {
         **manifest_head("cluster", config, fingerprint, began),
         "shards": shards,
@@ -173,7 +173,7 @@ def prepare_parts(
         return data.parts, None
     if model.dim is not None:
         run.work.write_block(MAP, {"map_DD": model.map_DD.numpy()})
-        return whitened_parts(tasks, data.parts), {"learned_from": "model"}
+        return whitened_parts(tasks, data.parts), {"learned_from": "model", "kept": True}
     if model.calibration is None or not model.calibration.whiten:
         return data.parts, None
     nodes = Nodes(data.parts, data.rows, data.source.dim, data.source.rows)
@@ -237,7 +237,7 @@ def keep_quantizer(run: Run, with_map: bool = False) -> None:
     both again when ``_work/`` is gone."""
     block = run.work.read_block(quantizer_path("level-0"))
     if with_map:
-        block |= run.work.read_block(MAP)
+        block["map_DD"] = run.work.read_block(MAP)["map_DD"]
     run.output.write_block(QUANTIZER, block)
 
 

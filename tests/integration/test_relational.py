@@ -125,7 +125,7 @@ def test_whitening_is_that_of_an_earlier_run_where_its_quantizer_is_used(
     pq.write_table(pq.read_table(sets["c"]).slice(0, UNSEEN // 2), tmp_path / "half.parquet")
     again = Config(quantizer=str(tmp_path / "first"))
     second = run_cluster_job(str(tmp_path / "half.parquet"), str(trained), str(tmp_path / "second"), again)
-    assert second["whitening"] == {"learned_from": "earlier run"}
+    assert second["whitening"] == {"learned_from": "earlier run", "kept": True}
     kept = [tmp_path / name / "quantizer.safetensors" for name in ("first", "second")]
     assert kept[0].read_bytes() == kept[1].read_bytes()
 
@@ -142,7 +142,7 @@ def test_a_model_of_one_set_has_the_whitening_of_its_classes(sets: dict[str, Pat
     assert trained["whitening"]["kept"]
     unseen = str(tmp_path / "unseen.parquet")
     manifest = run_cluster_job(unseen, str(tmp_path / "model"), str(tmp_path / "run"), Config())
-    assert manifest["whitening"] == {"learned_from": "model"}
+    assert manifest["whitening"] == {"learned_from": "model", "kept": True}
     # The same vectors, mapped beforehand, by the same network without a map.
     model = load_checkpoint((tmp_path / "model" / "model.safetensors").read_bytes(), "trained", ModelConfig())
     assert isinstance(model, RelationalLander)

@@ -15,13 +15,16 @@ from hilander_dist.cluster.levels import Nodes
 from hilander_dist.cluster.truth import link_by_labels
 from hilander_dist.cluster.whitening import (
     MAP,
+    MOST_LOST,
     choose_regions,
     fit_map,
     pick_regions,
+    same_share,
     sum_products,
     whiten,
     whitening_map,
 )
+from hilander_dist.ingest import normalise_rows
 from hilander_dist.knn.graph import GraphOptions
 from hilander_dist.knn.layout import CHUNK, load_map, load_quantizer
 from hilander_dist.knn.quantizer import flat_quantizer
@@ -74,14 +77,10 @@ def joined(parts: list[Loader]) -> Block:
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def same_share(x_ND: np.ndarray, class_N: np.ndarray) -> float:
-    nbr_NK, _ = exact_neighbours(x_ND, 10)
-    return float((class_N[nbr_NK] == class_N[:, None]).mean())
-
-
 def test_neighbours_of_one_class_come_nearer(rows: Block, tmp_path: Path) -> None:
     found, numbers, _ = whitened(rows, tmp_path, 1, 2)
     assert numbers["rows"] == N
+    assert numbers["kept"]
     assert 1 < numbers["clusters"] < numbers["rows"]
     np.testing.assert_allclose(np.linalg.norm(found["x_ND"], axis=1), 1, atol=1e-6)
     assert same_share(found["x_ND"], rows["class_N"]) > same_share(rows["x_ND"], rows["class_N"]) + 0.1
@@ -97,6 +96,35 @@ def test_the_same_map_for_any_shards_and_parts(rows: Block, tmp_path: Path) -> N
     assert all(same_bytes(other, maps[0]) for other in maps[1:])
 
 
+def test_vectors_are_left_where_members_of_clusters_would_part(tmp_path: Path) -> None:
+    """Half of the classes spread by what the other half differ by."""
+    rng = np.random.default_rng(0)
+    class_N = rng.integers(CLASSES, size=N)
+    wide_N = class_N < CLASSES // 2
+    centre_CD = rng.normal(size=(CLASSES, DIM)) * np.where(np.arange(DIM) < 3, 0, 3)
+    centre_CD[CLASSES // 2 :] = 0
+    centre_CD[CLASSES // 2 :, :3] = 3 * rng.normal(size=(CLASSES - CLASSES // 2, 3))
+    spread_ND = np.where(wide_N[:, None] & (np.arange(DIM) < 3), 2.0, 0.3)
+    x_ND = centre_CD[class_N] + rng.normal(size=(N, DIM)) * spread_ND
+    rows = {"id_N": np.arange(N), "x_ND": normalise_rows(x_ND), "class_N": class_N}
+    found, numbers, _ = whitened(rows, tmp_path, 2, 2)
+    assert not numbers["kept"]
+    assert 1 - numbers["same_cluster_whitened"] > MOST_LOST * (1 - numbers["same_cluster_plain"])
+    np.testing.assert_array_equal(found["x_ND"], rows["x_ND"])
+
+
+def test_the_share_of_neighbours_with_the_same_label(rows: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    x_ND, class_N = rows["x_ND"], rows["class_N"]
+    nbr_NK, _ = exact_neighbours(x_ND, whitening.NEIGHBOURS)
+    same_NK = class_N[nbr_NK] == class_N[:, None]
+    assert same_share(x_ND, class_N) == pytest.approx(same_NK.mean(), abs=1e-9)
+    monkeypatch.setattr(whitening, "QUERIES", 400)
+    assert same_share(x_ND, class_N) == pytest.approx(same_NK.mean(), abs=0.05)
+    # Copies that do not find themselves, and no other row at all.
+    assert same_share(np.ones((50, 4), np.float32), np.zeros(50)) == 1
+    assert same_share(np.ones((1, 4), np.float32), np.zeros(1)) == 0
+
+
 def test_vectors_keep_their_dtype(rows: Block, tmp_path: Path) -> None:
     half = {**rows, "x_ND": rows["x_ND"].astype(np.float16)}
     assert whitened(half, tmp_path, 1, 2)[0]["x_ND"].dtype == np.float16
@@ -107,7 +135,7 @@ def test_a_later_run_takes_the_map_of_an_earlier_one(rows: Block, tmp_path: Path
     swap_DD = np.eye(DIM, dtype=np.float32)[::-1]
     file.write_block("", {**flat_quantizer(DIM).as_block(), "map_DD": swap_DD})
     found, numbers, _ = whitened(rows, tmp_path / "run", 1, 2, quantizer=file)
-    assert numbers == {"learned_from": "earlier run"}
+    assert numbers == {"learned_from": "earlier run", "kept": True}
     np.testing.assert_allclose(found["x_ND"], rows["x_ND"][:, ::-1], atol=1e-6)
     assert "map_DD" not in load_quantizer(file, DIM)
     # Vectors of that run were as they came: a map is learned.
@@ -156,9 +184,9 @@ def test_the_scatter_is_that_within_clusters(rows: Block) -> None:
     found = fit_map([sum_products({"x_ND": x_ND[at]}) for at in cuts], [peaks])
     mean_CD = np.stack([x_ND[class_N == c].mean(0) for c in range(CLASSES)])
     apart_ND = (x_ND - mean_CD[class_N]).astype(np.float64)
-    np.testing.assert_allclose(found["map_DD"], whitening_map(apart_ND.T @ apart_ND, N - CLASSES), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found, whitening_map(apart_ND.T @ apart_ND, N - CLASSES), rtol=1e-3, atol=1e-4)
     halves = [{name: column[at] for name, column in peaks.items()} for at in (slice(0, 7), slice(7, None))]
-    assert same_bytes(fit_map([sum_products({"x_ND": x_ND})], halves)["map_DD"], found["map_DD"])
+    assert same_bytes(fit_map([sum_products({"x_ND": x_ND})], halves), found)
 
 
 @settings(max_examples=50, deadline=None)
