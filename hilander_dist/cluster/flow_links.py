@@ -75,7 +75,9 @@ class Forest:
     pair_tau: float
 
 
-def link_by_relations(model: RelationalLander, model_ref: Ref, calibration: Calibration, k: int, tau: float) -> Linker:
+def link_by_relations(
+    model: RelationalLander, model_ref: Ref, calibration: Calibration, k: int, tau: float, whitened: bool = False
+) -> Linker:
     """Link by trees of sure links and merges of trees.
 
     Args:
@@ -84,10 +86,11 @@ def link_by_relations(model: RelationalLander, model_ref: Ref, calibration: Cali
         calibration: what training found out: ``base_rate``, ``forest_tau`` and ``pair_tau``.
         k: length of the neighbour lists, the node itself included.
         tau: edges with a corrected probability up to this carry no weight.
+        whitened: vectors were, by clusters; see ``base_rate.moved_shift``.
     """
 
     def link(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> Links:
-        forest = grow_forest(tasks, model, model_ref, calibration, k, level, graph, prefix)
+        forest = grow_forest(tasks, model, model_ref, calibration, k, level, graph, prefix, whitened)
         if abs(forest.shift) > FAR:
             logger.warning(
                 "base rate far from training's: look at a sample of the clusters; `hilander tune` tells the F to expect",
@@ -124,11 +127,12 @@ def grow_forest(
     level: Level,
     graph: list[Ref],
     prefix: str,
+    whitened: bool = False,
 ) -> Forest:
     """Score a level, link what is sure, and merge once for the base rate; arguments as of ``link_by_relations``."""
     forest = score_forest(tasks, model, model_ref, calibration, k, level, graph, prefix)
     inside = share_inside(tasks, forest, merge_forest(tasks, forest, FIRST_TAU))
-    return replace(forest, shift=moved_shift(forest.shift, inside, calibration.base_rate))
+    return replace(forest, shift=moved_shift(forest.shift, inside, calibration.base_rate, whitened))
 
 
 def score_forest(

@@ -98,7 +98,6 @@ def run_cluster_job(
         check_memory(source.rows, source.dim, shards, model, config)
         tasks = Tasks(run.work, run.saved, Progress())
         data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
-        link = choose_linker(model, config)
         options = LevelOptions(
             config.k,
             config.max_levels,
@@ -113,6 +112,7 @@ def run_cluster_job(
         )
         search = GraphOptions(config.k, config.target_recall, config.seed, config.knn_device, frozen)
         parts, whitening = prepare_parts(tasks, run, data, model, shards, search)
+        link = choose_linker(model, config, by_clusters(whitening))
         nodes = Nodes(parts, data.rows, source.dim, source.rows)
         levels = run_levels(tasks, run, nodes, options, link)
         write_outputs(tasks, output, run.work, data, levels)
@@ -157,11 +157,12 @@ def check_dim(model: AnyLander, model_uri: str | None, source: Source) -> None:
         )
 
 
-def choose_linker(model: AnyLander, config: Config) -> Linker:
-    """The way from the model's scores to links."""
+def choose_linker(model: AnyLander, config: Config, whitened: bool) -> Linker:
+    """The way from the model's scores to links, in vectors that were whitened by clusters or not."""
     if isinstance(model, Lander):
         return link_by_model(model, ray.put(model), config.tau, config.compat)
-    return link_by_relations(model, ray.put(model), model.calibration or Calibration(), config.k, config.tau)
+    calibration = model.calibration or Calibration()
+    return link_by_relations(model, ray.put(model), calibration, config.k, config.tau, whitened)
 
 
 def prepare_parts(
@@ -180,6 +181,11 @@ def prepare_parts(
     link = link_first(model, ray.put(model), model.calibration, search.k)
     row_bytes = bytes_per_row(data.source.dim, search.k, model)
     return whiten(tasks, run, nodes, shards, search, row_bytes, link)
+
+
+def by_clusters(whitening: dict[str, Any] | None) -> bool:
+    """Whether vectors were whitened by clusters, this run's or an earlier one's; ``whitening`` as of ``prepare_parts``."""
+    return whitening is not None and whitening["kept"] and whitening["learned_from"] != "model"
 
 
 def load_model(uri: str | None, config: Config) -> AnyLander:

@@ -30,6 +30,7 @@ from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
 from hilander_dist.pipeline.calibration import TAUS, best_tau
 from hilander_dist.pipeline.cluster import (
+    by_clusters,
     check_device,
     check_dim,
     choose_shards,
@@ -104,9 +105,10 @@ def run_tune_job(
         data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
         row_M, class_M = find_labelled(tasks, run.work, data, labels, labels_uri)
         options = GraphOptions(config.k, config.target_recall, config.seed, config.knn_device, None)
-        parts, _ = prepare_parts(tasks, run, data, model, shards, options)
+        parts, whitening = prepare_parts(tasks, run, data, model, shards, options)
         level, graph, _ = knn_graph(tasks, parts, data.rows, source.dim, shards, options, "level-0")
-        forest = grow_forest(tasks, model, ray.put(model), calibration, config.k, level, graph, "level-0")
+        whitened = by_clusters(whitening)
+        forest = grow_forest(tasks, model, ray.put(model), calibration, config.k, level, graph, "level-0", whitened)
         found_TM = np.stack([_clusters(tasks, level, forest, row_M, tau) for tau in TAUS])
     tuning = choose_tau(found_TM, class_M)
     model.calibration = calibration.model_copy(update={"tau": tuning["tau"], "k": config.k})

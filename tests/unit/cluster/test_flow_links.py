@@ -140,12 +140,15 @@ def test_the_last_base_rate_is_the_share_of_edges_inside_the_first_clusters(
     inside_NK = (root_N[:, None] == root_N[np.maximum(nbr_NK, 0)]) & (nbr_NK >= 0)
     share = float(np.count_nonzero(inside_NK) / np.count_nonzero(nbr_NK >= 0))
     assert forest.shift == moved_shift(first.shift, share, 0.3) == base_rate_shift(share, 0.3) != first.shift
+    whitened = grow_forest(tasks, model, put(model), calibration, K, level, graph, "level-0", whitened=True)
+    assert whitened.shift == (first.shift + forest.shift) / 2
 
 
 def test_clusters_move_the_base_rate_only_so_far() -> None:
     assert moved_shift(0.5, 0.3, 0.3) == 0
     assert moved_shift(0.5, 0.0, 0.3) == -1.5
     assert moved_shift(0.5, 1.0, 0.3) == 2.5
+    assert moved_shift(0.5, 1.0, 0.3, whitened=True) == 1.5
 
 
 def test_a_merge_that_fits_no_node_is_refused(nodes: Block, model: RelationalLander) -> None:
