@@ -19,8 +19,9 @@ from hilander_dist.cluster.collapse import collapse
 from hilander_dist.cluster.features import FIXED_POINT
 from hilander_dist.cluster.levels import ROWS_WORTH_A_SHARD, Nodes
 from hilander_dist.cluster.links import Linker
-from hilander_dist.cluster.memory import task_bytes
+from hilander_dist.cluster.memory import gigabytes, task_bytes
 from hilander_dist.cluster.roots import find_roots
+from hilander_dist.errors import ClusterError
 from hilander_dist.ingest import normalise_rows
 from hilander_dist.knn.graph import GraphOptions, knn_graph
 from hilander_dist.knn.layout import hash_ids, load_map, sample_rows
@@ -55,6 +56,10 @@ _FIXED = 2.0**16
 
 _ROWS_AT_ONCE = 2**12
 
+_FIT_BYTES = 40
+"""For each row and dimension, of the task that fits the map: vectors, mapped ones, and the sums of clusters as they come, joined
+and scaled."""
+
 
 def whiten(
     tasks: Tasks, run: Run, nodes: Nodes, shards: int, search: GraphOptions, row_bytes: int, link: Linker
@@ -77,6 +82,7 @@ def whiten(
             tasks.store.write_block(MAP, frozen)
             numbers = {"learned_from": "earlier run", "kept": True}
         else:
+            _check_memory(tasks, nodes)
             parts, n = pick_regions(tasks, nodes, search.seed)
             cut = max(-(-shards * n // nodes.n), min(shards, -(-n // ROWS_WORTH_A_SHARD)))
             asking = tasks.asking(task_bytes(-(-n // cut), row_bytes))
@@ -86,7 +92,7 @@ def whiten(
             clusters = collapse(asking, level, pointers, nodes.id_stop, _STAGE)
             products = [asking.call(sum_products, block) for block in level.nodes]
             # One task has all rows and the sums of all clusters, of which there may be as many.
-            fitting = tasks.asking(task_bytes(n, 40 * nodes.dim))
+            fitting = tasks.asking(task_bytes(n, _FIT_BYTES * nodes.dim))
             learned = fitting.call(learn_map, products, clusters.peaks, level.nodes, clusters.labels, save=MAP)
             tasks.wait([learned], "whitening map")
             plain, whitened = tasks.get(fitting.call(_same_share_of, learned)).tolist()
@@ -231,6 +237,17 @@ def whitening_map(scatter_DD: np.ndarray, freedom: int) -> np.ndarray:
     ridge = RIDGE + RIDGE_BY_ROWS * D / freedom
     scale_D = (variance_D / variance_D.mean() + ridge) ** -POWER
     return np.asarray((basis_DD * scale_D) @ basis_DD.T, dtype=np.float32)
+
+
+def _check_memory(tasks: Tasks, nodes: Nodes) -> None:
+    rows = min(nodes.n, ROWS)
+    needed = task_bytes(rows, _FIT_BYTES * nodes.dim)
+    if needed > tasks.offered():
+        raise ClusterError(
+            f"not enough memory: the task that fits the whitening of {rows} rows of {nodes.dim} dimensions takes up to"
+            f" {gigabytes(needed)}, the largest node of the Ray cluster offers {gigabytes(tasks.offered())}: use nodes with"
+            " more memory, or reduce the dimensions (a PCA)"
+        )
 
 
 def _same_share_of(learned: Block) -> np.ndarray:

@@ -24,6 +24,7 @@ from hilander_dist.cluster.whitening import (
     whiten,
     whitening_map,
 )
+from hilander_dist.errors import ClusterError
 from hilander_dist.ingest import normalise_rows
 from hilander_dist.knn.graph import GraphOptions
 from hilander_dist.knn.layout import CHUNK, load_map, load_quantizer
@@ -123,6 +124,17 @@ def test_the_share_of_neighbours_with_the_same_label(rows: Block, monkeypatch: p
     # Copies that do not find themselves, and no other row at all.
     assert same_share(np.ones((50, 4), np.float32), np.zeros(50)) == 1
     assert same_share(np.ones((1, 4), np.float32), np.zeros(1)) == 0
+
+
+def test_a_cluster_without_the_memory_is_told_so(rows: Block, tmp_path: Path) -> None:
+    tasks = LocalTasks()
+    tasks.memory_offered = 4 * 10**8
+    run = Run(Storage(str(tmp_path)), {"job": "test"})
+    with pytest.raises(
+        ClusterError, match=r"whitening of 1606 rows of 12 dimensions takes up to 0\.4 GB, .* offers 0\.4 GB"
+    ):
+        whiten(tasks, run, cut(rows, 1), 1, GraphOptions(20, 1.0, 0), 0, link_by_labels(merge_across_labels=False))
+    assert not tasks.calls
 
 
 def test_vectors_keep_their_dtype(rows: Block, tmp_path: Path) -> None:
