@@ -90,7 +90,8 @@ def link_by_relations(
     """
 
     def link(tasks: Tasks, level: Level, graph: list[Ref], prefix: str) -> Links:
-        forest = grow_forest(tasks, model, model_ref, calibration, k, level, graph, prefix, whitened)
+        scored = score_forest(tasks, model, model_ref, calibration, k, level, graph, prefix)
+        forest = with_base_rate(tasks, scored, calibration.base_rate, whitened)
         if abs(forest.shift) > FAR:
             logger.warning(
                 "base rate far from training's: look at a sample of the clusters; `hilander tune` tells the F to expect",
@@ -118,23 +119,6 @@ def link_first(model: RelationalLander, model_ref: Ref, calibration: Calibration
     return link
 
 
-def grow_forest(
-    tasks: Tasks,
-    model: RelationalLander,
-    model_ref: Ref,
-    calibration: Calibration,
-    k: int,
-    level: Level,
-    graph: list[Ref],
-    prefix: str,
-    whitened: bool = False,
-) -> Forest:
-    """Score a level, link what is sure, and merge once for the base rate; arguments as of ``link_by_relations``."""
-    forest = score_forest(tasks, model, model_ref, calibration, k, level, graph, prefix)
-    inside = share_inside(tasks, forest, merge_forest(tasks, forest, FIRST_TAU))
-    return replace(forest, shift=moved_shift(forest.shift, inside, calibration.base_rate, whitened))
-
-
 def score_forest(
     tasks: Tasks,
     model: RelationalLander,
@@ -145,7 +129,7 @@ def score_forest(
     graph: list[Ref],
     prefix: str,
 ) -> Forest:
-    """Score a level and link what is sure, with the base rate of the mean probability; see ``grow_forest``."""
+    """Score a level and link what is sure, with the base rate of the mean probability; arguments as of ``link_by_relations``."""
     S, starts = level.shards, level.starts
     halo = plan_halo(tasks, level, graph)
     scores = score_relations(tasks, model, model_ref, level, graph, halo, k, prefix)
@@ -174,6 +158,12 @@ def score_forest(
         k,
         calibration.pair_tau,
     )
+
+
+def with_base_rate(tasks: Tasks, forest: Forest, base_rate: float, whitened: bool = False) -> Forest:
+    """The forest with the base rate of first merges; ``base_rate`` of training, ``whitened`` as of ``link_by_relations``."""
+    inside = share_inside(tasks, forest, merge_forest(tasks, forest, FIRST_TAU))
+    return replace(forest, shift=moved_shift(forest.shift, inside, base_rate, whitened))
 
 
 def share_inside(tasks: Tasks, forest: Forest, links: list[Ref]) -> float:

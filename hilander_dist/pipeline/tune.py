@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from hilander_dist.cluster.flow_links import Forest, grow_forest, merge_forest
+from hilander_dist.cluster.flow_links import Forest, merge_forest, score_forest, with_base_rate
 from hilander_dist.cluster.local import f_scores
 from hilander_dist.cluster.memory import bytes_per_row, check_memory, task_bytes
 from hilander_dist.cluster.roots import find_roots
@@ -107,8 +107,8 @@ def run_tune_job(
         options = GraphOptions(config.k, config.target_recall, config.seed, config.knn_device, None)
         parts, whitening = prepare_parts(tasks, run, data, model, shards, options)
         level, graph, _ = knn_graph(tasks, parts, data.rows, source.dim, shards, options, "level-0")
-        whitened = by_clusters(whitening)
-        forest = grow_forest(tasks, model, ray.put(model), calibration, config.k, level, graph, "level-0", whitened)
+        scored = score_forest(tasks, model, ray.put(model), calibration, config.k, level, graph, "level-0")
+        forest = with_base_rate(tasks, scored, calibration.base_rate, by_clusters(whitening))
         found_TM = np.stack([_clusters(tasks, level, forest, row_M, tau) for tau in TAUS])
     tuning = choose_tau(found_TM, class_M)
     model.calibration = calibration.model_copy(update={"tau": tuning["tau"], "k": config.k})

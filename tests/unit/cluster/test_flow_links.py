@@ -1,6 +1,5 @@
 """Relational links: the same for any sharding, as one process computes them, on a forest to denser nodes."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,10 @@ from hilander_dist.cluster import flow_links
 from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, moved_shift
 from hilander_dist.cluster.flow_links import (
     densest_of_groups,
-    grow_forest,
     link_by_relations,
     merge_forest,
+    score_forest,
+    with_base_rate,
 )
 from hilander_dist.cluster.flow_rounds import merge_round
 from hilander_dist.cluster.forward import plan_halo
@@ -132,15 +132,16 @@ def test_the_last_base_rate_is_the_share_of_edges_inside_the_first_clusters(
     tasks = LocalTasks()
     level, graph = laid_out(tasks, nodes, shards, K)
     calibration = Calibration(base_rate=0.3)
-    forest = grow_forest(tasks, model, put(model), calibration, K, level, graph, "level-0")
-    first = dataclasses.replace(forest, shift=base_rate_shift(forest.mean_probability, 0.3))
+    first = score_forest(tasks, model, put(model), calibration, K, level, graph, "level-0")
+    assert first.shift == base_rate_shift(first.mean_probability, 0.3)
+    forest = with_base_rate(tasks, first, 0.3)
     links = merge_forest(tasks, first, FIRST_TAU)
     root_N = joined(tasks, find_roots(tasks, links, level.starts))["pointer_N"]
     nbr_NK = joined(tasks, graph)["nbr_NK"]
     inside_NK = (root_N[:, None] == root_N[np.maximum(nbr_NK, 0)]) & (nbr_NK >= 0)
     share = float(np.count_nonzero(inside_NK) / np.count_nonzero(nbr_NK >= 0))
     assert forest.shift == moved_shift(first.shift, share, 0.3) == base_rate_shift(share, 0.3) != first.shift
-    whitened = grow_forest(tasks, model, put(model), calibration, K, level, graph, "level-0", whitened=True)
+    whitened = with_base_rate(tasks, first, 0.3, whitened=True)
     assert whitened.shift == (first.shift + forest.shift) / 2
 
 
