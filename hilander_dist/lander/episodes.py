@@ -84,9 +84,9 @@ def plan_validation(number: int, size_C: np.ndarray, rng: np.random.Generator) -
 
 
 def plan_classes(size_C: np.ndarray, rows: int, rng: np.random.Generator) -> Plan:
-    """Whole classes in random order until there are so many rows."""
-    class_M, keep_M = _class_shares(0, size_C, rows, rng)
-    return Plan(0, K_USED, class_M, keep_M, 0.0, 1.0)
+    """Classes in random order until there are so many rows, whole unless one alone has more: about twice as many at most."""
+    class_M, _ = _class_shares(0, size_C, rows, rng)
+    return Plan(0, K_USED, class_M, np.minimum(1.0, rows / size_C[class_M]), 0.0, 1.0)
 
 
 def _class_shares(mode: int, size_C: np.ndarray, rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 from hilander_dist.cluster.whitening import MAP
 from hilander_dist.config import Config
 from hilander_dist.ingest import Ingested
-from hilander_dist.lander.episodes import held_out_classes
+from hilander_dist.lander.episodes import held_out_classes, plan_classes
 from hilander_dist.pipeline import class_whitening
 from hilander_dist.pipeline.class_whitening import whiten_by_classes
 from hilander_dist.storage import Storage
@@ -98,3 +98,11 @@ def test_it_is_left_where_it_does_not_help(tmp_path: Path) -> None:
     assert map_DD is None
     assert not numbers["kept"]
     assert found is changed
+
+
+def test_a_class_that_is_larger_than_all_rows_wanted_is_taken_in_part() -> None:
+    plan = plan_classes(np.array([0, 10**6, 10**6]), 1000, np.random.default_rng(0))
+    assert len(plan.class_M) == 1
+    assert plan.keep_M.tolist() == [0.001]
+    whole = plan_classes(np.array([30, 0, 40]), 1000, np.random.default_rng(0))
+    assert (whole.class_M.tolist(), whole.keep_M.tolist()) == ([0, 2], [1.0, 1.0])
