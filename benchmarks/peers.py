@@ -57,7 +57,7 @@ def run_infomap(x_ND: np.ndarray, parameters: tuple[int, float]) -> np.ndarray:
 
     k, threshold = parameters
     sim_NK, nbr_NK = _neighbours(x_ND, k)
-    row_E, rank_E = np.nonzero(sim_NK > threshold)
+    row_E, rank_E = np.nonzero(sim_NK > max(threshold, 0))  # Infomap refuses weights below 0.
     network = infomap.Infomap("--two-level --silent --seed 1")
     network.add_nodes(range(len(x_ND)))
     network.add_links(np.stack([row_E, nbr_NK[row_E, rank_E], sim_NK[row_E, rank_E]], 1))

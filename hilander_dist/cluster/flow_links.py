@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hilander_dist.cluster.base_rate import FAR, FIRST_TAU, base_rate_shift, moved_shift
+from hilander_dist.cluster.base_rate import FAR, FIRST_TAU, base_rate_shift, least_shift, moved_shift
 from hilander_dist.cluster.flow import edge_weights, merge_flow, sum_pairs
 from hilander_dist.cluster.flow_rounds import (
     answers_for,
@@ -68,6 +68,8 @@ class Forest:
     pointers_away: list[list[Ref]]
     halo: Halo
     mean_probability: float
+    least: float
+    """The lowest shift, ``base_rate.least_shift``."""
     shift: float
     """Log-odds to add to all edges for the level's base rate."""
     model_ref: Ref
@@ -134,6 +136,7 @@ def score_forest(
     halo = plan_halo(tasks, level, graph)
     scores = score_relations(tasks, model, model_ref, level, graph, halo, k, prefix)
     mean_probability = mean_chance(tasks.get([tasks.call(_chance, block) for block in scores]))
+    least = least_shift(sum(tasks.get([tasks.call(_best, block) for block in scores])))
     own = [tasks.call(density_columns, scores[s], level.nodes[s]) for s in range(S)]
     away = halo.tables(tasks, own)
     sure = [tasks.call(_sure_edges, block) for block in scores]
@@ -153,7 +156,8 @@ def score_forest(
         pointers_away,
         halo,
         mean_probability,
-        base_rate_shift(mean_probability, calibration.base_rate),
+        least,
+        max(base_rate_shift(mean_probability, calibration.base_rate), least),
         model_ref,
         k,
         calibration.pair_tau,
@@ -163,7 +167,7 @@ def score_forest(
 def with_base_rate(tasks: Tasks, forest: Forest, base_rate: float, whitened: bool = False) -> Forest:
     """The forest with the base rate of first merges; ``base_rate`` of training, ``whitened`` as of ``link_by_relations``."""
     inside = share_inside(tasks, forest, merge_forest(tasks, forest, FIRST_TAU))
-    return replace(forest, shift=moved_shift(forest.shift, inside, base_rate, whitened))
+    return replace(forest, shift=moved_shift(forest.shift, inside, base_rate, forest.least, whitened))
 
 
 def share_inside(tasks: Tasks, forest: Forest, links: list[Ref]) -> float:
@@ -251,6 +255,10 @@ def densest_of_groups(roots: Block) -> Block:
 
 def _chance(scores: Block) -> np.ndarray:
     return scores["chance_2"]
+
+
+def _best(scores: Block) -> np.ndarray:
+    return scores["best_G"]
 
 
 def _inside(pointers: Block, away: list[Block], local_NK: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, moved_shift
+from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, count_best, least_shift, moved_shift
 from hilander_dist.cluster.decode import decode_links, parent_positions
 from hilander_dist.cluster.flow_links import merge_trees, tree_pairs, whole_trees
 from hilander_dist.cluster.relations import chances
@@ -51,7 +51,7 @@ def label_graph(
     real_NK = nbr_NK >= 0
     inside_E = (label_N[:, None] == label_N[np.maximum(nbr_NK, 0)])[real_NK]
     share = float(inside_E.mean()) if len(inside_E) else 0.5
-    shift = moved_shift(first_shift, share, calibration.base_rate)
+    shift = moved_shift(first_shift, share, calibration.base_rate, _least(nbr_NK, logit_NK))
     return np.stack([_merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau) for tau in taus])
 
 
@@ -65,9 +65,10 @@ def tree_roots(nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarray, 
 
 
 def mean_shift(nbr_NK: np.ndarray, logit_NK: np.ndarray, calibration: Calibration) -> float:
-    """``base_rate_shift`` of the mean probability of a whole graph."""
+    """``base_rate_shift`` of the mean probability of a whole graph, not below ``least_shift``."""
     logit_E = logit_NK[nbr_NK >= 0]
-    return base_rate_shift(float(chances(logit_E).mean()) if len(logit_E) else 0.5, calibration.base_rate)
+    shift = base_rate_shift(float(chances(logit_E).mean()) if len(logit_E) else 0.5, calibration.base_rate)
+    return max(shift, _least(nbr_NK, logit_NK))
 
 
 def graph_pairs(nbr_NK: np.ndarray, logit_NK: np.ndarray, root_N: np.ndarray, shift: float, tau: float) -> Block:
@@ -88,6 +89,10 @@ def score_episode(model: RelationalLander, episode: Block, calibration: Calibrat
     logit_NK, density_N = score_graph(model, episode)
     label_TN = label_graph(episode["nbr_NK"], logit_NK, density_N, model, calibration, [calibration.tau])
     return f_scores(label_TN[0], episode["label_N"])
+
+
+def _least(nbr_NK: np.ndarray, logit_NK: np.ndarray) -> float:
+    return least_shift(count_best(logit_NK, nbr_NK >= 0))
 
 
 def _merge(

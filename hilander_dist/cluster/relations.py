@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hilander_dist.cluster.base_rate import count_best
 from hilander_dist.cluster.forward import Halo, in_chunks, make_table, to_tensor
 from hilander_dist.knn.layout import Level
 from hilander_dist.knn.local_means import edge_cosines, local_means
@@ -51,8 +52,8 @@ def score_relations(
     """Run the network over a level.
 
     Returns:
-        Per shard a block of logit_NK float32 (0 at pads), density_N float32, and chance_2 int64: the sum of the
-        probabilities in units of 2**-24, and the number of edges.
+        Per shard a block of logit_NK float32 (0 at pads), density_N float32, chance_2 int64: the sum of the
+        probabilities in units of 2**-24, and the number of edges; and best_G int64 (``base_rate.count_best``).
     """
     S = level.shards
     paths = [f"{prefix}/scores-{s:05d}.safetensors" for s in range(S)]
@@ -200,7 +201,8 @@ def _score(
     logit_NK, density_N = in_chunks(_by_pieces(step), own, *_edge_arrays(graph, edges, local_NK))
     p1_E = chances(logit_NK[local_NK >= 0])
     chance_2 = np.array([np.rint(p1_E * _FIXED).sum(), len(p1_E)], dtype=np.int64)
-    return {"logit_NK": logit_NK, "density_N": density_N, "chance_2": chance_2}
+    best_G = count_best(logit_NK, local_NK >= 0)
+    return {"logit_NK": logit_NK, "density_N": density_N, "chance_2": chance_2, "best_G": best_G}
 
 
 def chances(logit: np.ndarray, shift: float = 0.0) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hilander_dist.cluster import flow_links
-from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, moved_shift
+from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, count_best, least_shift, moved_shift
 from hilander_dist.cluster.flow_links import (
     densest_of_groups,
     link_by_relations,
@@ -121,8 +121,6 @@ def test_the_base_rate_moves_edges_towards_the_levels_own(nodes: Block, model: R
     many, _, _ = linked(nodes, model, 1, base_rate=0.1)
     assert few.numbers["mean_probability"] == many.numbers["mean_probability"]
     assert few.numbers["base_rate_shift"] < 0 < many.numbers["base_rate_shift"]
-    assert base_rate_shift(0.3, 0.3) == 0
-    assert base_rate_shift(0.0, 0.5) == base_rate_shift(0.001, 0.5)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -133,23 +131,30 @@ def test_the_last_base_rate_is_the_share_of_edges_inside_the_first_clusters(
     level, graph = laid_out(tasks, nodes, shards, K)
     calibration = Calibration(base_rate=0.3)
     first = score_forest(tasks, model, put(model), calibration, K, level, graph, "level-0")
-    assert first.shift == base_rate_shift(first.mean_probability, 0.3)
+    assert first.least < first.shift == base_rate_shift(first.mean_probability, 0.3)
     forest = with_base_rate(tasks, first, 0.3)
     links = merge_forest(tasks, first, FIRST_TAU)
     root_N = joined(tasks, find_roots(tasks, links, level.starts))["pointer_N"]
     nbr_NK = joined(tasks, graph)["nbr_NK"]
     inside_NK = (root_N[:, None] == root_N[np.maximum(nbr_NK, 0)]) & (nbr_NK >= 0)
     share = float(np.count_nonzero(inside_NK) / np.count_nonzero(nbr_NK >= 0))
-    assert forest.shift == moved_shift(first.shift, share, 0.3) == base_rate_shift(share, 0.3) != first.shift
+    assert forest.shift == base_rate_shift(share, 0.3) != first.shift
+    assert forest.shift == moved_shift(first.shift, share, 0.3, first.least)
     whitened = with_base_rate(tasks, first, 0.3, whitened=True)
     assert whitened.shift == (first.shift + forest.shift) / 2
 
 
-def test_clusters_move_the_base_rate_only_so_far() -> None:
-    assert moved_shift(0.5, 0.3, 0.3) == 0
-    assert moved_shift(0.5, 0.0, 0.3) == -1.5
-    assert moved_shift(0.5, 1.0, 0.3) == 2.5
-    assert moved_shift(0.5, 1.0, 0.3, whitened=True) == 1.5
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_high_base_rate_of_training_does_not_leave_all_nodes_alone(
+    nodes: Block, model: RelationalLander, shards: int
+) -> None:
+    tasks = LocalTasks()
+    level, graph = laid_out(tasks, nodes, shards, K)
+    calibration = Calibration(base_rate=0.999)
+    first = score_forest(tasks, model, put(model), calibration, K, level, graph, "level-0")
+    scores, nbr_NK = joined(tasks, first.scores), joined(tasks, graph)["nbr_NK"]
+    assert first.least == least_shift(count_best(scores["logit_NK"], nbr_NK >= 0)) < 0
+    assert first.shift == with_base_rate(tasks, first, 0.999).shift == first.least
 
 
 def test_a_merge_that_fits_no_node_is_refused(nodes: Block, model: RelationalLander) -> None:
