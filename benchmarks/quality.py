@@ -1,6 +1,7 @@
 """Quality on classes, and on domains, never trained on: LANDER by the real commands, beside tuned peers.
 
     python -m benchmarks.quality --data DIR [--sets ...] [--methods ...] [--seeds 0 1 2] [--json FILE]
+    python -m benchmarks.quality --data DIR --rows-per-class 10 --methods "left out" ...
     python -m benchmarks.quality --data DIR --workers 1 2 4
 
 Everything is scored on the unseen half of each set's classes. What is trained or tuned, is on the other half:
@@ -9,6 +10,9 @@ Everything is scored on the unseen half of each set's classes. What is trained o
 - general: the checkpoint that comes with the package, trained on the training halves of all sets but digits;
 - left out: the recipe of the general checkpoint without the set: nothing is known of the domain;
 - HDBSCAN, DBSCAN, HAC, FINCH, Infomap with their best parameters on the training half; k-means told the number of classes.
+
+``--rows-per-class`` takes so many rows of each unseen class, for classes that are small against the neighbour lists. LANDER is
+trained on the whole training halves, the others are tuned on as many rows of each training class.
 
 ``--json`` keeps the rows in a file, and rows that it holds already are not measured again. ``--workers`` trains the
 relational model of one set with several numbers of workers instead and prints how far the final F differ.
@@ -23,7 +27,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,6 +134,16 @@ def measure_peer(halves: tuple[Half, Half], data: str, method: str, seed: int) -
     return Row(data, method, seed, found.pairwise.f, found.bcubed.f, found.nmi, found.clusters, classes, seconds)
 
 
+def thinned(half: Half, rows: int | None) -> Half:
+    """So many rows of each class, drawn; all where ``rows`` is None."""
+    if rows is None:
+        return half
+    rng = np.random.default_rng(0)
+    drawn = [rng.permutation(np.flatnonzero(half.label_N == c))[:rows] for c in np.unique(half.label_N)]
+    at = np.sort(np.concatenate(drawn))
+    return Half(half.x_ND[at], half.label_N[at])
+
+
 def compare_workers(folder: Folder, data: str, workers: list[int]) -> str:
     """Train with several numbers of workers on a Ray of as many CPUs; how far the final F differ."""
     lines, found = [], []
@@ -181,7 +195,7 @@ def format_figures(rows: list[Row]) -> str:
     lines = []
     for method in ("relational", "left out"):
         margins = {}
-        for data in SETS:
+        for data in dict.fromkeys(row.data for row in rows):
             peers = [mean[data, peer] for peer in PEERS if (data, peer) in mean]
             if (data, method) in mean and peers:
                 # The best peer in each of both F, which need not be the same one.
@@ -195,7 +209,7 @@ def format_figures(rows: list[Row]) -> str:
                 f"  on average {average[0]:+.3f} {average[1]:+.3f}; above it in both on {above} of {len(margins)}"
             )
     ratios = {}
-    for data in SETS:
+    for data in dict.fromkeys(row.data for row in rows):
         raw = [mean[data, kind][0] for kind in ("raw gcn", "raw gat") if (data, kind) in mean]
         if raw and (data, "general") in mean:
             ratios[data] = mean[data, "general"][0] / max(raw)
@@ -217,6 +231,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows-per-class", type=int, help="of the unseen classes; all by default")
     parser.add_argument("--json", type=Path, help="keep the rows in this file")
     parser.add_argument("--workers", nargs="+", type=int, help="compare numbers of workers on the first of --sets")
     arguments = parser.parse_args()
@@ -225,21 +240,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Folder(Path(temporary))
         halves = {name: load_set(arguments.data, name) for name in SETS}
-        for name, both in halves.items():
-            folder.write(name, both)
+        small = arguments.rows_per_class
+        for name, (train, unseen) in halves.items():
+            folder.write(name, (train, thinned(unseen, small)))
         if arguments.workers:
             print(compare_workers(folder, arguments.sets[0], arguments.workers))
             return
-        for data, method, seed in itertools.product(arguments.sets, arguments.methods, arguments.seeds):
+        for name, method, seed in itertools.product(arguments.sets, arguments.methods, arguments.seeds):
+            data = f"{name}:{small}" if small else name
             once = method == "general" or method in PEERS  # Nothing in them is drawn anew.
             there = any((row.data, row.method, row.seed) == (data, method, seed) for row in rows)
             if there or (once and seed != arguments.seeds[0]):
                 continue
-            classes = len(np.unique(halves[data][1].label_N))
+            train, unseen = halves[name]
             if method in LANDER:
-                rows.append(measure_lander(folder, data, method, seed, classes))
+                row = measure_lander(folder, name, method, seed, len(np.unique(unseen.label_N)))
             else:
-                rows.append(measure_peer(halves[data], data, method, seed))
+                row = measure_peer((thinned(train, small), thinned(unseen, small)), name, method, seed)
+            rows.append(replace(row, data=data))
             print(format_rows(rows[-1:]).splitlines()[-1], flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))

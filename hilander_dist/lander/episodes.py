@@ -1,8 +1,9 @@
 """Episodes: what a relational LANDER is trained on. Each is a small labelled set drawn from a data set as a new one might be.
 
-A clusterer must not learn its training sets by heart: how large classes are, how hard the embedding is, how many neighbours
-a list has against how many a class has. So each episode takes other classes, in other shares, blurs or projects the vectors,
-and has its own graph, of 80 or fewer neighbours. Which rows it takes is decided per row by a hash of (seed, episode, id).
+A clusterer must not learn its training sets by heart: how large classes are, how hard the embedding is, how close classes
+stand, how many neighbours a list has against how many a class has. So each episode takes other classes, in other shares, moves
+classes together, blurs or projects the vectors, and has its own graph, of 80 or fewer neighbours. Which rows it takes is decided
+per row by a hash of (seed, episode, id).
 
 Shapes: N rows, D dimensions, K = k - 1 neighbours, Q depths of lists, M of means, C classes.
 """
@@ -32,6 +33,16 @@ ROWS_LONG, ROWS_SHORT = 1500, 2500
 
 ROWS_VALIDATION = 2500
 
+GROUPED = 0.5
+"""Share of the training episodes in which groups of classes are moved together, as kinds of apples are among groceries. Left out
+of training, grocery's F went from .535/.625 to .572/.649 by it, caltech101's from .930/.844 to .938/.851 (means of two networks);
+in .85 of the episodes, down to .15 of the distances, clinc150 splits (.720/.715)."""
+
+CLASSES_A_GROUP = (2.0, 8.0)
+
+CLOSEST = 0.25
+"""Share of the distance to the mean of its group that a class keeps at least."""
+
 VALIDATION_EPISODES = 2
 """Classes as they are, and with sizes spread evenly over all magnitudes."""
 
@@ -50,6 +61,8 @@ class Plan(NamedTuple):
     """Length of the normal noise that is added to unit rows; 0 for none."""
     project: float
     """Share of the dimensions that a random projection keeps; 1 for none."""
+    group: float = 0.0
+    """Classes in a group, on average, that are moved together; 0 for none."""
 
 
 def held_out_classes(classes: int, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -73,7 +86,8 @@ def plan_training(number: int, size_C: np.ndarray, rng: np.random.Generator) -> 
     class_M, keep_M = _class_shares(number % 4, size_C, rows, rng)
     noise = float(np.exp(rng.uniform(np.log(0.2), np.log(1.5)))) if rng.random() < 0.7 else 0.0
     project = float(rng.uniform(0.25, 0.75)) if rng.random() < 0.3 else 1.0
-    return Plan(number, k, class_M, keep_M, noise, project)
+    group = float(rng.uniform(*CLASSES_A_GROUP)) if rng.random() < GROUPED else 0.0
+    return Plan(number, k, class_M, keep_M, noise, project, group)
 
 
 def plan_validation(number: int, size_C: np.ndarray, rng: np.random.Generator) -> Plan:
@@ -127,22 +141,61 @@ def build_episode(x_ND: np.ndarray, label_N: np.ndarray, plan: Plan, rng: np.ran
         x_ND: unit rows.
         label_N: int64 classes.
         plan: of the episode.
-        rng: for noise and projection.
+        rng: for groups, noise and projection.
 
     Returns:
         nbr_NK int32 (-1 pads), sim_NK float32 (0 at pads), shared_NKQ uint8, cos_NKM int16, label_N int64.
     """
     D = x_ND.shape[1]
     x_ND = x_ND.astype(np.float32)
+    if plan.group:
+        x_ND = move_together(x_ND, label_N, plan.group, rng)
     if plan.noise:
         x_ND = x_ND + rng.normal(0, plan.noise / np.sqrt(D), x_ND.shape).astype(np.float32)
     if plan.project < 1:
         basis = np.linalg.qr(rng.normal(size=(D, max(2, int(D * plan.project)))))[0]
         x_ND = x_ND @ basis.astype(np.float32)
-    x_ND = np.ascontiguousarray(x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12))
+    x_ND = np.ascontiguousarray(_unit(x_ND))
     nbr_NK, sim_NK = exact_neighbours(x_ND, plan.k - 1)
     graph = {"nbr_NK": nbr_NK.astype(np.int32), "sim_NK": sim_NK, "label_N": label_N}
     return {**graph, **graph_relations(x_ND, nbr_NK, plan.k)}
+
+
+def move_together(x_ND: np.ndarray, label_N: np.ndarray, group: float, rng: np.random.Generator) -> np.ndarray:
+    """Unit rows in which classes stand closer to the mean of their group, float32.
+
+    A group is the classes whose means are nearest to that of one of them, drawn; each group has its own factor between CLOSEST and 1
+    for its classes' distances from its mean. What a class's own rows differ by stays.
+
+    Args:
+        x_ND: unit rows.
+        label_N: int64 classes.
+        group: classes in a group, on average.
+        rng: draws groups and factors.
+    """
+    if len(x_ND) == 0:
+        return x_ND
+    class_N, count_C = np.unique(label_N, return_inverse=True, return_counts=True)[1:]
+    mean_CD = _sums(x_ND, class_N, len(count_C)) / count_C[:, None]
+    groups = max(1, round(len(count_C) / group))
+    first_G = rng.permutation(len(count_C))[:groups]
+    direction_CD = _unit(mean_CD)
+    group_C = (direction_CD @ direction_CD[first_G].T).argmax(1)
+    mean_GD = _sums(mean_CD, group_C, groups) / np.maximum(np.bincount(group_C, minlength=groups), 1)[:, None]
+    factor_G = np.exp(rng.uniform(np.log(CLOSEST), 0, groups))
+    move_CD = (factor_G[group_C] - 1)[:, None] * (mean_CD - mean_GD[group_C])
+    return _unit(x_ND + move_CD[class_N]).astype(np.float32)
+
+
+def _sums(x_ND: np.ndarray, group_N: np.ndarray, groups: int) -> np.ndarray:
+    sum_GD = np.zeros((groups, x_ND.shape[1]))
+    np.add.at(sum_GD, group_N, x_ND)
+    return sum_GD
+
+
+def _unit(x_ND: np.ndarray) -> np.ndarray:
+    unit_ND: np.ndarray = x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
+    return unit_ND
 
 
 def graph_relations(x_ND: np.ndarray, nbr_NK: np.ndarray, k: int) -> Block:

@@ -11,6 +11,7 @@ from hilander_dist.lander.episodes import (
     build_episode,
     exact_neighbours,
     held_out_classes,
+    move_together,
     pick_rows,
     plan_training,
     plan_validation,
@@ -101,6 +102,37 @@ def test_an_episode_is_blurred_and_projected_and_knows_its_classes() -> None:
     assert not same_NK[~real_NK].any()
     hard = build_episode(x_ND, label_N, plain._replace(noise=3.0), rng())
     narrow = build_episode(x_ND, label_N, plain._replace(project=0.25), rng())
+    close = build_episode(x_ND, label_N, plain._replace(group=4.0), rng())
     assert same_share(hard) < same_share(clean)
+    assert same_share(close) < same_share(clean)
     assert (narrow["nbr_NK"] != clean["nbr_NK"]).any()
     assert np.isnan(same_share(build_episode(x_ND[:1], label_N[:1], plain, rng())))
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.floats(1.0, 8.0))
+@settings(deadline=None)
+def test_classes_move_towards_the_mean_of_their_group(seed: int, classes: int, group: float) -> None:
+    x_ND, label_N = clustered(seed, 60, 8, classes)
+    x_ND = np.asarray(x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True), dtype=np.float32)
+    moved_ND = move_together(x_ND, label_N, group, rng(seed))
+    assert moved_ND.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(moved_ND, axis=1), 1, atol=1e-5)
+    if round(len(np.unique(label_N)) / group) >= len(np.unique(label_N)):
+        # Alone in its group, a class stays.
+        np.testing.assert_allclose(moved_ND, x_ND, atol=1e-5)
+    np.testing.assert_array_equal(move_together(x_ND, label_N, group, rng(seed)), moved_ND)
+    assert move_together(x_ND[:0], label_N[:0], group, rng()).shape == (0, 8)
+
+
+def test_classes_of_one_group_come_closer_and_keep_their_shape() -> None:
+    x_ND, label_N = clustered(0, 300, 16, 6)
+    x_ND = np.asarray(x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True), dtype=np.float32)
+    moved_ND = move_together(x_ND, label_N, 6.0, rng(3))
+
+    def apart(rows_ND: np.ndarray) -> tuple[float, float]:
+        mean_CD = np.stack([rows_ND[label_N == c].mean(0) for c in range(6)])
+        within = np.mean([np.linalg.norm(rows_ND[label_N == c] - mean_CD[c], axis=1).mean() for c in range(6)])
+        return float(np.linalg.norm(mean_CD - mean_CD.mean(0), axis=1).mean()), float(within)
+
+    (before, inside), (after, inside_after) = apart(x_ND), apart(moved_ND)
+    assert after / inside_after < 0.95 * before / inside
