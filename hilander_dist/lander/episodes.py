@@ -144,7 +144,8 @@ def build_episode(x_ND: np.ndarray, label_N: np.ndarray, plan: Plan, rng: np.ran
         rng: for groups, noise and projection.
 
     Returns:
-        nbr_NK int32 (-1 pads), sim_NK float32 (0 at pads), shared_NKQ uint8, cos_NKM int16, label_N int64.
+        nbr_NK int32 (-1 pads), sim_NK float32 (0 at pads), shared_NKQ uint8, cos_NKM int16, label_N int64, and grouped_1, whether
+        classes were moved together, bool.
     """
     D = x_ND.shape[1]
     x_ND = x_ND.astype(np.float32)
@@ -158,6 +159,7 @@ def build_episode(x_ND: np.ndarray, label_N: np.ndarray, plan: Plan, rng: np.ran
     x_ND = np.ascontiguousarray(_unit(x_ND))
     nbr_NK, sim_NK = exact_neighbours(x_ND, plan.k - 1)
     graph = {"nbr_NK": nbr_NK.astype(np.int32), "sim_NK": sim_NK, "label_N": label_N}
+    graph["grouped_1"] = np.array([plan.group > 0])
     return {**graph, **graph_relations(x_ND, nbr_NK, plan.k)}
 
 

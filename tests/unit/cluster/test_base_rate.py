@@ -27,8 +27,7 @@ def test_clusters_move_the_base_rate_only_so_far() -> None:
     assert moved_shift(0.5, 0.0, 0.3, -9.0) == -1.5
     assert moved_shift(0.5, 0.0, 0.3, -1.0) == -1
     assert moved_shift(0.5, 1.0, 0.3, -9.0) == 2.5
-    assert moved_shift(0.5, 1.0, 0.3, -9.0, whitened=True) == 0.5
-    assert moved_shift(0.5, 0.0, 0.3, -9.0, whitened=True) == -1.5
+    assert moved_shift(0.5, 1.0, 0.3, -9.0, whitened=True) == 1.5
     assert moved_shift(-1.0, 0.0, 0.3, -1.5, whitened=True) == -1.5
 
 
