@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilander_dist.lander.episodes import (
+    GROUPED,
     K_USED,
     ROWS_VALIDATION,
     VALIDATION_EPISODES,
@@ -41,6 +42,13 @@ def test_plans_take_shares_of_the_classes_that_are_there(number: int, sizes: lis
     assert ((plan.keep_M > 0) & (plan.keep_M <= 1)).all()
     again = plan_training(number, size_C, rng(number))
     np.testing.assert_array_equal(plan.keep_M, again.keep_M)
+
+
+def test_about_half_of_the_episodes_of_many_classes_are_grouped() -> None:
+    for classes, share in ((7, 0.0), (40, GROUPED)):
+        plans = [plan_training(number, np.full(classes, 30), rng(number)) for number in range(200)]
+        assert np.mean([plan.group > 0 for plan in plans]) == pytest.approx(share, abs=0.1)
+    assert not any(plan_validation(number, np.full(40, 30), rng(number)).group for number in range(VALIDATION_EPISODES))
 
 
 def test_validation_takes_classes_as_they_are_and_of_all_sizes() -> None:
