@@ -9,8 +9,10 @@ from hilander_dist.cluster.flow_links import link_by_relations
 from hilander_dist.cluster.local import f_scores, label_graph, score_episode, score_graph
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.config import Calibration, ModelConfig
-from hilander_dist.lander.episodes import graph_relations
+from hilander_dist.lander.checkpoint import load_checkpoint
+from hilander_dist.lander.episodes import Plan, build_episode, graph_relations
 from hilander_dist.lander.relational import RelationalLander
+from hilander_dist.pipeline.cluster import GENERAL
 from tests.local_tasks import LocalTasks, put
 from tests.points import with_duplicates
 from tests.unit.cluster.small import joined, laid_out
@@ -47,6 +49,19 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int, sure: bool) 
     assert len(sizes) == 2 and sizes.min() < K if sure else 10 < len(sizes) < 1000
     episode["label_N"] = class_N[id_N]
     assert score_episode(model, episode, calibration) == f_scores(found_N, class_N[id_N])
+
+
+@pytest.mark.parametrize("rows", [6, 20])
+def test_the_general_checkpoint_finds_classes_that_are_small_against_the_lists(rows: int) -> None:
+    rng = np.random.default_rng(0)
+    class_N = np.repeat(np.arange(60), rows)
+    x_ND = rng.normal(size=(60, 32))[class_N] + 0.7 * rng.normal(size=(len(class_N), 32))
+    x_ND = np.asarray(x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True), dtype=np.float32)
+    model = load_checkpoint(GENERAL.read_bytes(), "general", ModelConfig())
+    assert isinstance(model, RelationalLander)
+    assert model.calibration is not None
+    episode = build_episode(x_ND, class_N, Plan(0, 80, np.zeros(0, int), np.zeros(0), 0.0, 1.0), rng)
+    assert min(score_episode(model, episode, model.calibration)) > 0.9
 
 
 def test_clusters_without_pairs_score_zero_where_there_are_pairs() -> None:
