@@ -135,8 +135,8 @@ def score_forest(
     S, starts = level.shards, level.starts
     halo = plan_halo(tasks, level, graph)
     scores = score_relations(tasks, model, model_ref, level, graph, halo, k, prefix)
-    mean_probability = mean_chance(tasks.get([tasks.call(_chance, block) for block in scores]))
-    least = least_shift(sum(tasks.get([tasks.call(_best, block) for block in scores])))
+    mean_probability = mean_chance(tasks.get([tasks.call(_column, block, "chance_2") for block in scores]))
+    least = least_shift(sum(tasks.get([tasks.call(_column, block, "best_G") for block in scores])))
     own = [tasks.call(density_columns, scores[s], level.nodes[s]) for s in range(S)]
     away = halo.tables(tasks, own)
     sure = [tasks.call(_sure_edges, block) for block in scores]
@@ -253,12 +253,8 @@ def densest_of_groups(roots: Block) -> Block:
     return take_rows(roots, order[np.flatnonzero(np.r_[True, group_R[1:] != group_R[:-1]][: len(order)])])
 
 
-def _chance(scores: Block) -> np.ndarray:
-    return scores["chance_2"]
-
-
-def _best(scores: Block) -> np.ndarray:
-    return scores["best_G"]
+def _column(block: Block, name: str) -> np.ndarray:
+    return block[name]
 
 
 def _inside(pointers: Block, away: list[Block], local_NK: np.ndarray) -> np.ndarray:
