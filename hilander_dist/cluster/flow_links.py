@@ -18,6 +18,7 @@ from hilander_dist.cluster.base_rate import FAR, FIRST_TAU, base_rate_shift, lea
 from hilander_dist.cluster.flow import edge_weights, merge_flow, sum_pairs
 from hilander_dist.cluster.flow_rounds import (
     answers_for,
+    at_both_ends,
     count_pairs,
     merge_round,
     point,
@@ -203,6 +204,8 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
     parents = [tasks.call(_alone, starts[s], starts[s + 1]) for s in range(S)]
     at_once = min(PAIRS_AT_ONCE, mergeable_pairs(tasks.offered()))
     held, done = None, False
+    if count_pairs(tasks, share) > at_once:
+        share = at_both_ends(tasks, share, starts)
     while (count := count_pairs(tasks, share)) > at_once and not done:
         logger.info("merging over shards", pairs=count)
         share, become, held, done = merge_round(tasks, share, starts, held)

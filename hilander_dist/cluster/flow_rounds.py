@@ -1,7 +1,7 @@
 """Merges by the map equation over shards: the same partition as ``flow.merge_flow`` makes of all clusters in one task.
 
 A cluster lives in the shard of its position (the smallest of its trees' roots), with its sums and a row for each partner;
-so a pair of clusters has a row at either end. In a round each shard asks for its partners' sums, names for each cluster the
+so in rounds a pair of clusters has a row at either end. In a round each shard asks for its partners' sums, names for each cluster the
 partner that saves most, asks whether that one names it in turn, asks what its partners became, and sends what merged to its
 new owner. Sums are int64 and of equal savings the smallest partner counts, so no byte depends on the sharding.
 
@@ -41,15 +41,26 @@ class Share(NamedTuple):
 
 
 def share_trees(tasks: Tasks, pairs: list[Ref], starts: Starts) -> Share:
-    """Bring the sums of each tree and pair of trees to their shards; ``pairs`` per shard as of ``flow_links.tree_pairs``."""
+    """Bring the sums of each tree and pair of trees to their shards; ``pairs`` per shard as of ``flow_links.tree_pairs``.
+
+    A pair has its row at its smaller end alone, which is all that one task needs; for rounds see ``at_both_ends``.
+    """
     S = len(starts) - 1
     return _collect(tasks, [tasks.call(send_trees, block, starts, returns=2 * S) for block in pairs])
 
 
+def at_both_ends(tasks: Tasks, share: Share, starts: Starts) -> Share:
+    """The share of ``share_trees`` with a row at the larger end of each pair, too."""
+    S = len(starts) - 1
+    sent = [as_list(tasks.call(_send_back, block, starts, returns=S), S) for block in share.rows]
+    rows = [tasks.call(sum_rows, [share.rows[s], *(pieces[s] for pieces in sent)]) for s in range(S)]
+    return Share(share.clusters, rows)
+
+
 def count_pairs(tasks: Tasks, share: Share) -> int:
     """Number of pairs of clusters with edges between them."""
-    rows: list[int] = tasks.get([tasks.call(_count_rows, block) for block in share.rows])
-    return sum(rows) // 2
+    pairs: list[int] = tasks.get([tasks.call(_count_pairs, block) for block in share.rows])
+    return sum(pairs)
 
 
 def merge_round(
@@ -59,7 +70,7 @@ def merge_round(
 
     Args:
         tasks: where to run.
-        share: the clusters.
+        share: the clusters, with rows at both ends.
         starts: how positions are cut into shards.
         held: of the rounds before, see ``flow.renewed``; None in the first.
 
@@ -101,9 +112,8 @@ def send_trees(pairs: Block, starts: Starts) -> Any:
     np.add.at(sums["count_C"], at_u_E[inside_E], pairs["count_E"][inside_E])
     np.add.at(sums["chance_C"], at_u_E[inside_E], pairs["chance_E"][inside_E])
     apart = take_rows({name: pairs[name] for name in ("u_E", "v_E", *_COLUMNS)}, ~inside_E)
-    there = {"own_E": apart["u_E"], "other_E": apart["v_E"], **{name: apart[name] for name in _COLUMNS}}
-    back = {**there, "own_E": apart["v_E"], "other_E": apart["u_E"]}
-    return _send({"id_C": id_C, **sums}, concat_blocks([there, back]), starts)
+    rows = {"own_E": apart["u_E"], "other_E": apart["v_E"], **{name: apart[name] for name in _COLUMNS}}
+    return _send({"id_C": id_C, **sums}, rows, starts)
 
 
 def sum_clusters(inbox: list[Block]) -> Block:
@@ -167,8 +177,12 @@ def _partners(rows: Block) -> np.ndarray:
     return rows["other_E"]
 
 
-def _count_rows(rows: Block) -> int:
-    return len(rows["own_E"])
+def _send_back(rows: Block, starts: Starts) -> Any:
+    return partition_rows({**rows, "own_E": rows["other_E"], "other_E": rows["own_E"]}, rows["other_E"], starts)
+
+
+def _count_pairs(rows: Block) -> int:
+    return int(np.count_nonzero(rows["own_E"] < rows["other_E"]))
 
 
 def _exits(clusters: Block, rows: Block, start: int) -> Block:

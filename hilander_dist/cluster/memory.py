@@ -88,7 +88,7 @@ def check_memory(rows: int, dim: int, shards: int, model: AnyLander | None, conf
 
 
 def merge_bytes(pairs: int) -> int:
-    """What the task that merges clusters takes (``cluster.flow_links``): 80 bytes a pair arrive, and are sorted and added up."""
+    """What the task that merges clusters takes (``cluster.flow_links``): up to 80 bytes a pair arrive, and are sorted."""
     return PROCESS + _PAIR_BYTES * pairs
 
 
