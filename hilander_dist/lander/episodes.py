@@ -33,7 +33,7 @@ ROWS_LONG, ROWS_SHORT = 1500, 2500
 
 ROWS_VALIDATION = 2500
 
-GROUPED = 0.5
+GROUPED = 0.25
 """Share of the training episodes in which groups of classes are moved together, as kinds of apples are among groceries. Left out
 of training, grocery's F went from .535/.625 to .572/.649 by it, caltech101's from .930/.844 to .938/.851 (means of two networks);
 in .85 of the episodes, down to .15 of the distances, clinc150 splits (.720/.715)."""

@@ -108,6 +108,17 @@ def test_clusters_that_are_not_larger_than_a_list_stay_apart() -> None:
     assert merge_pairs(by_chance(), clusters, K, 0.5).tolist() == [0, 0, 1, 2]
 
 
+@pytest.mark.parametrize(("chance", "weight", "merged"), [(0.97, 0.3, True), (0.9, 0.3, False), (0.97, -0.3, False)])
+def test_a_sure_pair_merges_unless_the_head_speaks_against_it(chance: float, weight: float, merged: bool) -> None:
+    # The head says .74 of .97, .66 of .9, and .26 of .97 with a negative weight: never above pair_tau.
+    chance_E = np.array([round(20 * chance * CHANCE_ONE)])
+    one, inner = np.array([K + 1, K + 1]), np.array([30, 30])
+    clusters = Clusters(
+        one, inner, np.rint(inner * CHANCE_ONE).astype(int), np.array([0]), np.array([1]), np.array([20]), chance_E
+    )
+    assert merge_pairs(by_chance(weight), clusters, K, 0.8).tolist() == [0, 0 if merged else 1]
+
+
 def test_an_untrained_head_merges_nothing() -> None:
     nbr_NK, logit_NK = graph(1, 40)
     clusters = clusters_of(nbr_NK, logit_NK, np.arange(40) // 10)
