@@ -64,9 +64,8 @@ class Calibration(_Options):
 
     pair_tau: float = Field(default=0.8, gt=0, lt=1)
     """Relational: after the merges of the map equation, two clusters above this probability merge, if both have more members
-    than a neighbour list. At .6, .7 and .8 clinc150 left out has .797/.835, .823/.846 and .841/.855, caltech101, a large
-    class of which stays in two parts, .934/.842, .903/.834 and .876/.832 (three networks each), and the general checkpoint's
-    F is the same on both but for clinc150 at .6 (.837/.860, else .848/.866)."""
+    than a neighbour list; surer ones (``cluster.pairs.SURE``) from .5 up. At .7, .8 and .9 clinc150 left out has .830/.846,
+    .840/.852 and .840/.852 (two networks), caltech101 .938/.845, .932/.843 and .877/.825 (three)."""
 
 
 class ModelConfig(_Options):

@@ -19,7 +19,7 @@ from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.tasks import Block, Tasks
 
 EPISODES = 96
-"""Of each data set. About half of them have their classes where they are; only those give examples, some 10,000 each. With
+"""Of each data set. About three quarters have their classes where they are; only those give examples, some 10,000 each. With
 classes moved together among them, the head's merges hung on chance: of four networks that had not seen the set, clinc150 lost
 .010 to .035 of F in two, and parts of one of caltech101's large classes stayed apart in one (.842/.824, without them .948/.859)."""
 
