@@ -22,7 +22,7 @@ CHANCE_ONE = 2.0**20
 SURE = 0.95
 """Two clusters between which the mean probability is above this, as that of a link of the forest, merge unless the head speaks
 against it (.5 or less). The head has seen few clusters of several lists' length: of one class of photos in two parts, with .97
-between them where no other pair has .93, seven networks' heads said .62 to .96, and F was .82/.81 where it was below pair_tau,
+between them where no other pair has .93, three networks' heads said .67, .68 and .94, and F was .82/.81 below pair_tau,
 .93/.84 with this rule. At .9, texts lose up to .010."""
 
 
