@@ -204,13 +204,14 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
     parents = [tasks.call(_alone, starts[s], starts[s + 1]) for s in range(S)]
     at_once = min(PAIRS_AT_ONCE, mergeable_pairs(tasks.offered()))
     held, done = None, False
-    if count_pairs(tasks, share) > at_once:
+    if (count := count_pairs(tasks, share)) > at_once:
         share = at_both_ends(tasks, share, starts)
-    while (count := count_pairs(tasks, share)) > at_once and not done:
+    while count > at_once and not done:
         logger.info("merging over shards", pairs=count)
         share, become, held, done = merge_round(tasks, share, starts, held)
         if become is not None:
             parents = [tasks.call(point, parents[s], become[s]) for s in range(S)]
+        count = count_pairs(tasks, share)
     needed = merge_bytes(count)
     if needed > tasks.offered():
         raise ClusterError(
