@@ -8,6 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from hilander_dist.exchange import take_rows
+from hilander_dist.tasks import Block
+
 Compat = Literal["default", "reference"]
 
 
@@ -51,3 +54,14 @@ def parent_positions(rank_N: np.ndarray, nbr_NK: np.ndarray, start: int) -> np.n
     """Position of each node's parent; a peak is its own parent."""
     chosen_N = np.take_along_axis(nbr_NK, np.maximum(rank_N, 0)[:, None], axis=1)[:, 0]
     return np.where(rank_N < 0, start + np.arange(len(rank_N)), chosen_N)
+
+
+def densest_of_groups(nodes: Block) -> Block:
+    """The densest node of each group, of equally dense ones that of the smallest id; groups ascend.
+
+    Args:
+        nodes: group_R int64, density_R float32, id_R int64, position_R int64.
+    """
+    order = np.lexsort((nodes["id_R"], -nodes["density_R"], nodes["group_R"]))
+    group_R = nodes["group_R"][order]
+    return take_rows(nodes, order[np.flatnonzero(np.r_[True, group_R[1:] != group_R[:-1]][: len(order)])])

@@ -3,8 +3,8 @@
 Trees of links with a probability above ``forest_tau`` are formed as ever (``decode``). The edges between them are added up per
 pair of trees, with probabilities corrected by the level's base rate; trees merge by ``flow``, then by ``pairs``: each a
 decision on all edges between two clusters, not on one. This is done twice: the clusters of the first time, whatever tau is
-asked for, tell the base rate better than the probabilities do. In the end each merged tree's root links to the densest root of
-its group. So every node still has at most one link, to a denser one.
+asked for, tell the base rate better than the probabilities do. Each merged tree's root links to the densest root of its group.
+In the end clusters of two classes are split (``splits``). So every node still has at most one link, to a denser one.
 
 The first rounds of merges run over the shards (``flow_rounds``), until one task holds what is left.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hilander_dist.cluster.base_rate import FAR, FIRST_TAU, base_rate_shift, least_shift, moved_shift
+from hilander_dist.cluster.decode import densest_of_groups
 from hilander_dist.cluster.flow import edge_weights, merge_flow, sum_pairs
 from hilander_dist.cluster.flow_rounds import (
     answers_for,
@@ -35,6 +36,7 @@ from hilander_dist.cluster.memory import gigabytes, merge_bytes, mergeable_pairs
 from hilander_dist.cluster.pairs import CHANCE_ONE, Clusters, contract, merge_pairs
 from hilander_dist.cluster.relations import chances, mean_chance, score_relations
 from hilander_dist.cluster.roots import find_roots
+from hilander_dist.cluster.splits import split_links
 from hilander_dist.config import Calibration
 from hilander_dist.errors import ClusterError
 from hilander_dist.exchange import (
@@ -44,7 +46,6 @@ from hilander_dist.exchange import (
     fetch_rows,
     partition_rows,
     shuffle,
-    take_rows,
     unpack,
 )
 from hilander_dist.knn.layout import Level
@@ -107,7 +108,7 @@ def link_by_relations(
             "mean_probability": round(forest.mean_probability, 6),
             "base_rate_shift": round(forest.shift, 6),
         }
-        return Links(merge_forest(tasks, forest, tau), numbers)
+        return Links(cluster_forest(tasks, forest, tau), numbers)
 
     return link
 
@@ -180,6 +181,13 @@ def share_inside(tasks: Tasks, forest: Forest, links: list[Ref]) -> float:
     return inside / edges if edges else 0.5
 
 
+def cluster_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
+    """The level's links at a tau, per shard: trees are merged (``merge_forest``), and of the clusters that come out those split in
+    which the merges joined two classes (``halves``)."""
+    links = merge_forest(tasks, forest, tau)
+    return split_links(tasks, forest.model_ref, links, forest.own, forest.scores, forest.halo, forest.k, forest.shift)
+
+
 def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
     """Merge trees with weights of probabilities above ``tau``, corrected by the base rate: the level's links, per shard.
 
@@ -244,17 +252,6 @@ def _link_groups(tasks: Tasks, forest: Forest, groups: list[Ref]) -> list[Ref]:
         tasks, [tasks.call(_group_keys, block) for block in roots], densest, starts, serve_placed
     )
     return [tasks.call(_join_roots, forest.links[s], roots[s], needs[s], answers[s], starts[s]) for s in range(S)]
-
-
-def densest_of_groups(roots: Block) -> Block:
-    """The densest root of each group, of equally dense ones that of the smallest id; groups ascend.
-
-    Args:
-        roots: group_R int64, density_R float32, id_R int64, position_R int64.
-    """
-    order = np.lexsort((roots["id_R"], -roots["density_R"], roots["group_R"]))
-    group_R = roots["group_R"][order]
-    return take_rows(roots, order[np.flatnonzero(np.r_[True, group_R[1:] != group_R[:-1]][: len(order)])])
 
 
 def _column(block: Block, name: str) -> np.ndarray:

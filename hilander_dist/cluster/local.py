@@ -8,8 +8,10 @@ import torch
 from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, count_best, least_shift, moved_shift
 from hilander_dist.cluster.decode import decode_links, parent_positions
 from hilander_dist.cluster.flow_links import merge_trees, tree_pairs, whole_trees
+from hilander_dist.cluster.halves import Members, cut_clusters, medians, split_clusters
 from hilander_dist.cluster.relations import chances
 from hilander_dist.cluster.roots import jump_inside
+from hilander_dist.cluster.splits import gather_members, inside_edges
 from hilander_dist.config import Calibration
 from hilander_dist.evaluate import contingency, scores
 from hilander_dist.lander.episode_course import episode_tensors
@@ -34,13 +36,13 @@ def label_graph(
     calibration: Calibration,
     taus: Sequence[float],
 ) -> np.ndarray:
-    """The cluster of each node at each tau: the smallest root of its trees, int64 (T, N).
+    """The cluster of each node at each tau, int64 (T, N).
 
     Args:
         nbr_NK: neighbours, -1 pads.
         logit_NK: log-odds of the edges.
         density_N: of the nodes.
-        model: with the head of pairs.
+        model: with the heads of pairs and of halves.
         calibration: forest_tau, pair_tau and base_rate count.
         taus: edges with a corrected probability up to this carry no weight.
     """
@@ -52,7 +54,12 @@ def label_graph(
     inside_E = (label_N[:, None] == label_N[np.maximum(nbr_NK, 0)])[real_NK]
     share = float(inside_E.mean()) if len(inside_E) else 0.5
     shift = moved_shift(first_shift, share, calibration.base_rate, _least(nbr_NK, logit_NK))
-    return np.stack([_merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau) for tau in taus])
+    return np.stack(
+        [
+            _split(model, nbr_NK, logit_NK, shift, _merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau))
+            for tau in taus
+        ]
+    )
 
 
 def tree_roots(nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarray, calibration: Calibration) -> np.ndarray:
@@ -76,6 +83,16 @@ def graph_pairs(nbr_NK: np.ndarray, logit_NK: np.ndarray, root_N: np.ndarray, sh
     real_NK = nbr_NK >= 0
     own_E = np.broadcast_to(root_N[:, None], nbr_NK.shape)[real_NK]
     return tree_pairs(root_N, own_E, root_N[nbr_NK[real_NK]], logit_NK[real_NK], shift, tau)
+
+
+def graph_members(
+    nbr_NK: np.ndarray, logit_NK: np.ndarray, shift: float, label_N: np.ndarray
+) -> tuple[np.ndarray, Members]:
+    """The nodes of a whole graph by cluster, int64, and the clusters by their places in it; as ``splits`` gathers them."""
+    nodes = {"root_M": label_N, "position_M": np.arange(len(label_N))}
+    edges = inside_edges(nodes, nodes, np.ones(len(label_N), dtype=bool), nbr_NK, logit_NK, shift)[1]
+    ordered, members = gather_members(nodes, edges)
+    return ordered["position_M"], members
 
 
 def f_scores(label_N: np.ndarray, class_N: np.ndarray) -> tuple[float, float]:
@@ -110,3 +127,15 @@ def _merge(
     first_G = np.unique(group_R, return_index=True)[1]
     label_N: np.ndarray = pairs["root_M"][first_G][group_R][np.searchsorted(pairs["root_M"], root_N)]
     return label_N
+
+
+def _split(
+    model: RelationalLander, nbr_NK: np.ndarray, logit_NK: np.ndarray, shift: float, label_N: np.ndarray
+) -> np.ndarray:
+    """The cluster of each node after ``halves``, int64 (N), given that before."""
+    node_M, members = graph_members(nbr_NK, logit_NK, shift, label_N)
+    cuts = cut_clusters(members, nbr_NK.shape[1])
+    part_M = split_clusters(model.split, members, nbr_NK.shape[1], cuts, medians(cuts.numbers_CF))
+    split_N = np.empty(len(label_N), dtype=np.int64)
+    split_N[node_M] = np.unique(members.group_M * (part_M.max(initial=0) + 1) + part_M, return_inverse=True)[1]
+    return split_N

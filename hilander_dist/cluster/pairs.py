@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hilander_dist.cluster.flow import sum_pairs
-from hilander_dist.lander.relational import PAIR_INPUTS, PairHead
+from hilander_dist.lander.relational import PAIR_INPUTS, ClusterHead
 
 CHANCE_ONE = 2.0**20
 """Fixed-point probability of 1."""
@@ -77,12 +77,12 @@ def pair_inputs(clusters: Clusters, neighbours: int) -> np.ndarray:
     np.add.at(leaving_C, u_E, count_E)
     np.add.at(leaving_C, v_E, count_E)
     # A cluster without an edge inside is taken for a sure one.
-    inside_C = np.where(count_C > 0, _log_odds(chance_C / CHANCE_ONE / np.maximum(count_C, 1)), 2.0)
+    inside_C = np.where(count_C > 0, log_odds(chance_C / CHANCE_ONE / np.maximum(count_C, 1)), 2.0)
     smaller_E = np.where(size_C[u_E] <= size_C[v_E], u_E, v_E)
     larger_E = u_E + v_E - smaller_E
     room_C = neighbours * size_C
     columns = (
-        _log_odds(chance_E / CHANCE_ONE / count_E),
+        log_odds(chance_E / CHANCE_ONE / count_E),
         inside_C[smaller_E],
         inside_C[larger_E],
         np.log(count_E / room_C[smaller_E]),
@@ -97,7 +97,7 @@ def pair_inputs(clusters: Clusters, neighbours: int) -> np.ndarray:
     return np.stack(columns, 1).astype(np.float32)
 
 
-def merge_pairs(head: PairHead, clusters: Clusters, neighbours: int, pair_tau: float) -> np.ndarray:
+def merge_pairs(head: ClusterHead, clusters: Clusters, neighbours: int, pair_tau: float) -> np.ndarray:
     """Merge clusters until no pair has a probability above ``pair_tau``, or is SURE: ``group_C`` int64, from 0 up without gaps.
 
     Only what is larger than a list was split for its size: with smaller clusters merged too, photos of small classes were
@@ -140,7 +140,8 @@ def _mutual_best(count: int, u_E: np.ndarray, v_E: np.ndarray, score_E: np.ndarr
     return into_C
 
 
-def _log_odds(p: np.ndarray) -> np.ndarray:
+def log_odds(p: np.ndarray) -> np.ndarray:
+    """Log-odds of probabilities, which are cut off at .001 and .999."""
     p = np.clip(p, 1e-3, 1 - 1e-3)
     odds: np.ndarray = np.log(p / (1 - p))
     return odds

@@ -120,31 +120,49 @@ def edge_inputs(
 
 
 PAIR_INPUTS = 10
+"""See ``cluster.pairs.pair_inputs``."""
 
-_PAIR_WIDTH = 24
+SPLIT_INPUTS = 13
+"""See ``cluster.halves``."""
+
+_HEAD_WIDTH = 24
+
+_UNTRAINED = 20.0
+"""Log-odds of a head's answer before training: pairs of clusters are of two classes, halves of a cluster of one."""
 
 
-class PairHead(nn.Module):
-    """Scores pairs of clusters from sums over their members' edges (``cluster.pairs``). Untrained, it merges nothing."""
+class ClusterHead(nn.Module):
+    """Scores pairs of clusters, or the halves of one, from sums over their members' edges."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int, untrained: float) -> None:
+        """Of ``inputs`` numbers a pair. Untrained, its answer is always ``untrained``."""
         super().__init__()
         self.mean_F: Tensor
         self.deviation_F: Tensor
-        self.register_buffer("mean_F", torch.zeros(PAIR_INPUTS))
-        self.register_buffer("deviation_F", torch.ones(PAIR_INPUTS))
-        widths = (PAIR_INPUTS, _PAIR_WIDTH, _PAIR_WIDTH)
+        self.register_buffer("mean_F", torch.zeros(inputs))
+        self.register_buffer("deviation_F", torch.ones(inputs))
+        widths = (inputs, _HEAD_WIDTH, _HEAD_WIDTH)
         self.body = nn.Sequential(
             *(layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU()))
         )
-        self.out = nn.Linear(_PAIR_WIDTH, 1)
+        self.out = nn.Linear(_HEAD_WIDTH, 1)
         with torch.no_grad():
             self.out.weight.zero_()
-            self.out.bias.fill_(-20.0)
+            self.out.bias.fill_(untrained)
 
     def forward(self, inputs_EF: Tensor) -> Tensor:
-        """Log-odds that both clusters are of one class, (E)."""
+        """Log-odds that both are of one class, (E)."""
         return cast("Tensor", self.out(self.body((inputs_EF - self.mean_F) / self.deviation_F)))[:, 0]
+
+
+def pair_head() -> ClusterHead:
+    """An untrained head for pairs of clusters (``cluster.pairs``): it merges nothing."""
+    return ClusterHead(PAIR_INPUTS, -_UNTRAINED)
+
+
+def split_head() -> ClusterHead:
+    """An untrained head for the halves of clusters (``cluster.halves``): it splits nothing."""
+    return ClusterHead(SPLIT_INPUTS, _UNTRAINED)
 
 
 class RelationalLander(nn.Module):
@@ -173,7 +191,7 @@ class RelationalLander(nn.Module):
             nn.Sequential(Linear(3 * W if layer else 2 * W, W), nn.ReLU()) for layer in range(config.num_conv)
         )
         self.head = Linear(W, 1)
-        self.pair = PairHead()
+        self.pair, self.split = pair_head(), split_head()
 
     def set_map(self, map_DD: Tensor) -> None:
         """Vectors go through this map, float32, before anything is computed (``cluster.whitening``)."""

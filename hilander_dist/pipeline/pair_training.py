@@ -6,15 +6,14 @@ come from the map equation at several taus, and from random merges of pairs of o
 
 import numpy as np
 import ray
-import torch
-from torch.nn import functional
 
 from hilander_dist.cluster.flow_links import flow_clusters, whole_trees
 from hilander_dist.cluster.local import graph_pairs, mean_shift, score_graph, tree_roots
 from hilander_dist.cluster.pairs import Clusters, contract, pair_inputs
 from hilander_dist.exchange import concat_blocks, take_rows
 from hilander_dist.lander.episode_course import read_episode
-from hilander_dist.lander.relational import PAIR_INPUTS, PairHead, RelationalLander
+from hilander_dist.lander.relational import PAIR_INPUTS, ClusterHead, RelationalLander, pair_head
+from hilander_dist.pipeline.head_training import fit_head, is_large, most_common
 from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.tasks import Block, Tasks
 
@@ -30,22 +29,17 @@ ROUNDS = 3
 MERGED = 0.3
 """Share of the pairs of one class that merge before the next round."""
 
-LEAST_ROWS, LEAST_NEIGHBOURS = 50, 30
-"""Smaller episodes tell little of clusters."""
-
 MOST_EXAMPLES = 10_000
 """Of an episode."""
 
-STEPS, BATCH, LEARNING_RATE, DECAY = 1500, 1024, 3e-3, 1e-2
 
-
-def train_pairs(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed: int) -> PairHead:
+def train_pairs(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed: int) -> ClusterHead:
     """The trained head; every data set has the same number of episodes in it."""
     assert model.calibration is not None
     ref = ray.put(model)
     examples = [tasks.call(pair_examples, ref, uri, seed) for domain in episodes.training for uri in domain[:EPISODES]]
     tasks.wait(examples, "pairs")
-    head: PairHead = tasks.get(tasks.call(fit_head, examples, seed))
+    head: ClusterHead = tasks.get(tasks.call(fit_head, examples, pair_head(), seed))
     return head
 
 
@@ -59,8 +53,7 @@ def pair_examples(model: RelationalLander, uri: str, seed: int) -> Block:
     nbr_NK, class_N = episode["nbr_NK"].astype(np.int64), np.unique(episode["label_N"], return_inverse=True)[1]
     found: list[Block] = []
     rng = np.random.default_rng([seed, *uri.encode()[-40:]])
-    large = len(class_N) >= LEAST_ROWS and nbr_NK.shape[1] >= LEAST_NEIGHBOURS
-    if large and not episode["grouped_1"][0]:
+    if is_large(nbr_NK) and not episode["grouped_1"][0]:
         logit_NK, density_N = score_graph(model, episode)
         assert model.calibration is not None
         root_N = tree_roots(nbr_NK, logit_NK, density_N, model.calibration)
@@ -72,7 +65,7 @@ def pair_examples(model: RelationalLander, uri: str, seed: int) -> Block:
             for _ in range(ROUNDS):
                 if len(clusters.u_E) == 0:
                     break
-                class_C = _most_common(group_N, class_N)
+                class_C = most_common(group_N, class_N)
                 same_E = class_C[clusters.u_E] == class_C[clusters.v_E]
                 weight_E = np.sqrt(np.minimum(clusters.size_C[clusters.u_E], clusters.size_C[clusters.v_E]))
                 inputs_EF = pair_inputs(clusters, nbr_NK.shape[1])
@@ -84,41 +77,6 @@ def pair_examples(model: RelationalLander, uri: str, seed: int) -> Block:
         return {"inputs_EF": nothing, "same_E": np.zeros(0, bool), "weight_E": np.zeros(0, np.float32)}
     every = concat_blocks(found)
     return take_rows(every, rng.permutation(len(every["same_E"]))[:MOST_EXAMPLES])
-
-
-def fit_head(examples: list[Block], seed: int) -> PairHead:
-    """Train a head on examples by weighted cross-entropy."""
-    inputs_EF, same_E, weight_E = (
-        torch.from_numpy(np.concatenate([block[name] for block in examples]))
-        for name in ("inputs_EF", "same_E", "weight_E")
-    )
-    torch.manual_seed(seed)
-    head = PairHead()
-    if len(same_E) < BATCH:
-        return head  # Too few to learn from: it merges nothing.
-    torch.nn.init.kaiming_uniform_(head.out.weight)
-    torch.nn.init.zeros_(head.out.bias)
-    head.mean_F, head.deviation_F = inputs_EF.mean(0), inputs_EF.std(0) + 1e-6
-    weight_E = weight_E / weight_E.mean()
-    optimizer = torch.optim.AdamW(head.parameters(), LEARNING_RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
-        batch = torch.randint(len(same_E), (BATCH,))
-        entropy_E = functional.binary_cross_entropy_with_logits(
-            head(inputs_EF[batch]), same_E[batch].float(), reduction="none"
-        )
-        optimizer.zero_grad()
-        (entropy_E * weight_E[batch]).mean().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-    return head
-
-
-def _most_common(group_N: np.ndarray, class_N: np.ndarray) -> np.ndarray:
-    """The most common class of each cluster."""
-    table = np.zeros((group_N.max() + 1, class_N.max() + 1), dtype=np.int32)
-    np.add.at(table, (group_N, class_N), 1)
-    return np.asarray(table.argmax(1))
 
 
 def _random_merges(clusters: Clusters, same_E: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from hilander_dist.cluster.flow_links import Forest, merge_forest, score_forest, with_base_rate
+from hilander_dist.cluster.flow_links import Forest, cluster_forest, score_forest, with_base_rate
 from hilander_dist.cluster.local import f_scores
 from hilander_dist.cluster.memory import bytes_per_row, check_memory, task_bytes
 from hilander_dist.cluster.roots import find_roots
@@ -187,7 +187,7 @@ def choose_tau(found_TM: np.ndarray, class_M: np.ndarray) -> dict[str, Any]:
 
 def _clusters(tasks: Tasks, level: Level, forest: Forest, row_M: np.ndarray, tau: float) -> np.ndarray:
     """The cluster of each labelled item, as its root's position."""
-    pointers: list[Ref] = find_roots(tasks, merge_forest(tasks, forest, tau), level.starts)
+    pointers: list[Ref] = find_roots(tasks, cluster_forest(tasks, forest, tau), level.starts)
     blocks = tasks.get([tasks.call(_roots_of, level.nodes[s], pointers[s], row_M) for s in range(level.shards)])
     found = concat_blocks(blocks)
     root_M: np.ndarray = found["root_M"][np.argsort(found["row_M"])]

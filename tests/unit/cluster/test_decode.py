@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hilander_dist.cluster.decode import Compat, decode_links, parent_positions
+from hilander_dist.cluster.decode import Compat, decode_links, densest_of_groups, parent_positions
 
 COMPATS: tuple[Compat, ...] = ("default", "reference")
 
@@ -149,3 +149,14 @@ def test_a_shard_without_edges_is_all_peaks() -> None:
         "id_N": np.arange(3),
     }
     assert decode(graph, 1.0, "default").tolist() == [-1, -1, -1]
+
+
+def test_the_densest_node_of_a_group_is_the_first_by_id() -> None:
+    nodes = {
+        "group_R": np.array([0, 1, 0, 1, 0]),
+        "density_R": np.array([0.5, 0.2, 0.7, 0.2, 0.7], dtype=np.float32),
+        "id_R": np.array([1, 9, 8, 3, 4]),
+        "position_R": np.arange(5),
+    }
+    assert densest_of_groups(nodes)["position_R"].tolist() == [4, 3]
+    assert len(densest_of_groups({name: column[:0] for name, column in nodes.items()})["group_R"]) == 0

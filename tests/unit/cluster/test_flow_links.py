@@ -9,7 +9,6 @@ import torch
 from hilander_dist.cluster import flow_links
 from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, count_best, least_shift, moved_shift
 from hilander_dist.cluster.flow_links import (
-    densest_of_groups,
     link_by_relations,
     merge_forest,
     score_forest,
@@ -163,17 +162,6 @@ def test_a_merge_that_fits_no_node_is_refused(nodes: Block, model: RelationalLan
     tasks.memory_offered = 10**6
     with pytest.raises(ClusterError, match=r"merges \d+ pairs of clusters takes up to 0\.4 GB, .* offers 0\.0 GB"):
         link_by_relations(model, put(model), Calibration(), K, 0.5)(tasks, level, graph, "level-0")
-
-
-def test_the_densest_root_of_a_group_is_the_first_by_id() -> None:
-    roots = {
-        "group_R": np.array([0, 1, 0, 1, 0]),
-        "density_R": np.array([0.5, 0.2, 0.7, 0.2, 0.7], dtype=np.float32),
-        "id_R": np.array([1, 9, 8, 3, 4]),
-        "position_R": np.arange(5),
-    }
-    assert densest_of_groups(roots)["position_R"].tolist() == [4, 3]
-    assert len(densest_of_groups({name: column[:0] for name, column in roots.items()})["group_R"]) == 0
 
 
 @pytest.mark.parametrize(("shards", "pairs_at_once"), [(1, 0), (3, 0), (3, 700)])

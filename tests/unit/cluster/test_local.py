@@ -20,9 +20,9 @@ from tests.unit.cluster.small import joined, laid_out
 K = 12
 
 
-@pytest.mark.parametrize("sure", [False, True])
+@pytest.mark.parametrize(("sure", "split"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int, sure: bool) -> None:
+def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int, sure: bool, split: bool) -> None:
     x_ND, class_N = with_duplicates(0, 1100, 12)
     torch.manual_seed(3)
     model = RelationalLander(ModelConfig(features="relational", hidden=8))
@@ -30,6 +30,8 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int, sure: bool) 
         model.head.weight *= 20
         if sure:  # The head of pairs: it merges all that is larger than a list.
             model.pair.out.bias.fill_(20)
+        if split:  # Halves of all clusters of a fit size.
+            model.split.out.bias.fill_(-20)
     calibration = Calibration(forest_tau=0.6)
     tasks = LocalTasks()
     level, graph = laid_out(tasks, {"id_N": np.arange(len(x_ND)), "x_ND": x_ND}, shards, K)

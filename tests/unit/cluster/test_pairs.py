@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hilander_dist.cluster.flow_links import tree_pairs
 from hilander_dist.cluster.pairs import CHANCE_ONE, Clusters, contract, merge_pairs, pair_inputs
 from hilander_dist.cluster.relations import chances
-from hilander_dist.lander.relational import PAIR_INPUTS, PairHead
+from hilander_dist.lander.relational import PAIR_INPUTS, ClusterHead, pair_head
 
 K = 6
 
@@ -78,9 +78,9 @@ def test_tree_pairs_add_up_edges_and_members() -> None:
     assert pair["weight_E"].sum() < pair["chance_E"].sum()
 
 
-def by_chance(weight: float = 1.0) -> PairHead:
+def by_chance(weight: float = 1.0) -> ClusterHead:
     """A head whose score is the log-odds of the mean probability between both clusters."""
-    head = PairHead()
+    head = pair_head()
 
     class First(torch.nn.Module):
         def forward(self, inputs: Any) -> Any:
@@ -122,7 +122,7 @@ def test_a_sure_pair_merges_unless_the_head_speaks_against_it(chance: float, wei
 def test_an_untrained_head_merges_nothing() -> None:
     nbr_NK, logit_NK = graph(1, 40)
     clusters = clusters_of(nbr_NK, logit_NK, np.arange(40) // 10)
-    assert merge_pairs(PairHead(), clusters, K, 0.01).tolist() == list(range(4))
+    assert merge_pairs(pair_head(), clusters, K, 0.01).tolist() == list(range(4))
 
 
 def test_inputs_do_not_depend_on_which_cluster_comes_first() -> None:

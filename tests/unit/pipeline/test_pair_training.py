@@ -8,9 +8,10 @@ import torch
 
 from hilander_dist.config import Calibration, ModelConfig
 from hilander_dist.lander.episodes import Plan, build_episode
-from hilander_dist.lander.relational import PAIR_INPUTS, RelationalLander
+from hilander_dist.lander.relational import PAIR_INPUTS, RelationalLander, pair_head
 from hilander_dist.pipeline.calibration import TAUS, best_tau, sweep_taus
-from hilander_dist.pipeline.pair_training import fit_head, pair_examples
+from hilander_dist.pipeline.head_training import fit_head
+from hilander_dist.pipeline.pair_training import pair_examples
 from hilander_dist.pipeline.tune import choose_tau
 from hilander_dist.storage import Storage
 from tests.points import clustered
@@ -58,11 +59,11 @@ def test_the_head_learns_a_rule() -> None:
     inputs_EF = rng.normal(size=(4000, PAIR_INPUTS)).astype(np.float32) * 5 + 3
     same_E = inputs_EF[:, 0] > inputs_EF[:, 1]
     examples = {"inputs_EF": inputs_EF, "same_E": same_E, "weight_E": np.ones(4000, np.float32)}
-    head = fit_head([examples], 0)
+    head = fit_head([examples], pair_head(), 0)
     with torch.inference_mode():
         found_E = head(torch.from_numpy(inputs_EF)).numpy() > 0
     assert (found_E == same_E).mean() > 0.95
-    untrained = fit_head([{name: column[:5] for name, column in examples.items()}], 0)
+    untrained = fit_head([{name: column[:5] for name, column in examples.items()}], pair_head(), 0)
     with torch.inference_mode():
         assert (untrained(torch.from_numpy(inputs_EF)) < -10).all()
 

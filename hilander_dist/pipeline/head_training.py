@@ -1,0 +1,55 @@
+"""Training of a relational model's heads (``lander.relational.ClusterHead``): what both have in common."""
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from hilander_dist.lander.relational import ClusterHead
+from hilander_dist.tasks import Block
+
+LEAST_ROWS, LEAST_NEIGHBOURS = 50, 30
+"""Smaller episodes tell little of clusters."""
+
+STEPS, BATCH, LEARNING_RATE, DECAY = 1500, 1024, 3e-3, 1e-2
+
+
+def is_large(nbr_NK: np.ndarray) -> bool:
+    """Whether an episode's graph is large enough to tell of clusters."""
+    return len(nbr_NK) >= LEAST_ROWS and nbr_NK.shape[1] >= LEAST_NEIGHBOURS
+
+
+def most_common(group_N: np.ndarray, class_N: np.ndarray) -> np.ndarray:
+    """The most common class of each cluster."""
+    table = np.zeros((group_N.max() + 1, class_N.max() + 1), dtype=np.int32)
+    np.add.at(table, (group_N, class_N), 1)
+    return np.asarray(table.argmax(1))
+
+
+def fit_head(examples: list[Block], head: ClusterHead, seed: int) -> ClusterHead:
+    """Train a head on examples by weighted cross-entropy; with fewer than BATCH it stays untrained."""
+    inputs_EF, same_E, weight_E = (
+        torch.from_numpy(np.concatenate([block[name] for block in examples]))
+        for name in ("inputs_EF", "same_E", "weight_E")
+    )
+    if len(same_E) < BATCH:
+        return head
+    torch.manual_seed(seed)
+    for layer in head.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.reset_parameters()
+    torch.nn.init.kaiming_uniform_(head.out.weight)
+    torch.nn.init.zeros_(head.out.bias)
+    head.mean_F, head.deviation_F = inputs_EF.mean(0), inputs_EF.std(0) + 1e-6
+    weight_E = weight_E / weight_E.mean()
+    optimizer = torch.optim.AdamW(head.parameters(), LEARNING_RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        batch = torch.randint(len(same_E), (BATCH,))
+        entropy_E = functional.binary_cross_entropy_with_logits(
+            head(inputs_EF[batch]), same_E[batch].float(), reduction="none"
+        )
+        optimizer.zero_grad()
+        (entropy_E * weight_E[batch]).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return head
