@@ -8,7 +8,7 @@ import torch
 from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, count_best, least_shift, moved_shift
 from hilander_dist.cluster.decode import decode_links, parent_positions
 from hilander_dist.cluster.flow_links import merge_trees, tree_pairs, whole_trees
-from hilander_dist.cluster.halves import Members, cut_clusters, medians, split_clusters
+from hilander_dist.cluster.halves import Members, cut_clusters, split_clusters, usual_numbers
 from hilander_dist.cluster.relations import chances
 from hilander_dist.cluster.roots import jump_inside
 from hilander_dist.cluster.splits import gather_members, inside_edges
@@ -135,7 +135,7 @@ def _split(
     """The cluster of each node after ``halves``, int64 (N), given that before."""
     node_M, members = graph_members(nbr_NK, logit_NK, shift, label_N)
     cuts = cut_clusters(members, nbr_NK.shape[1])
-    part_M = split_clusters(model.split, members, nbr_NK.shape[1], cuts, medians(cuts.numbers_CF))
+    part_M = split_clusters(model.split, members, nbr_NK.shape[1], cuts, usual_numbers(cuts.numbers_CF))
     split_N = np.empty(len(label_N), dtype=np.int64)
     split_N[node_M] = np.unique(members.group_M * (part_M.max(initial=0) + 1) + part_M, return_inverse=True)[1]
     return split_N

@@ -19,10 +19,10 @@ from hilander_dist.cluster.halves import (
     Cuts,
     Members,
     cut_clusters,
-    medians,
     most_members,
     nearest,
     split_clusters,
+    usual_numbers,
 )
 from hilander_dist.cluster.pairs import CHANCE_ONE
 from hilander_dist.cluster.relations import chances
@@ -170,7 +170,7 @@ def _cut(nodes: list[Block], edges: list[Block], neighbours: int) -> tuple[Block
 
 
 def _medians(numbers: list[np.ndarray]) -> np.ndarray:
-    return medians(np.concatenate(numbers))
+    return usual_numbers(np.concatenate(numbers))
 
 
 def _split(

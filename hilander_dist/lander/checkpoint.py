@@ -72,7 +72,9 @@ def load_checkpoint(data: bytes, name: str, config: ModelConfig) -> AnyLander:
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     bad = _first_misfit(expected, state)
     if bad is not None:
-        raise ModelError(f"{name}: {bad}: the file is damaged, of another version, or no LANDER checkpoint; use another one")
+        raise ModelError(
+            f"{name}: {bad}: the file is damaged, of another version, or no LANDER checkpoint; use another one"
+        )
     for key, value in state.items():
         if not value.isfinite().all():
             raise ModelError(f"{name}: {key} has values that are not finite; use another checkpoint")

@@ -80,9 +80,10 @@ def load_on_the_first_only(uris: list[str]) -> list[LevelGraph]:
 @pytest.mark.usefixtures("local_ray")
 class TestFit:
     @pytest.mark.timeout(900)
-    def test_one_and_two_workers_and_a_death_give_one_curve(self, tmp_path: Path) -> None:
+    def test_one_worker_as_many_as_there_is_room_for_and_a_death_give_one_curve(self, tmp_path: Path) -> None:
         alone = training.fit(course(load_graphs), str(tmp_path / "one"), "run")
-        pair = training.fit(course(load_graphs, num_workers=2), str(tmp_path / "two"), "run")
+        # Two of the three that it asks for.
+        pair = training.fit(course(load_graphs, num_workers=3, min_workers=1), str(tmp_path / "two"), "run")
         folder = tmp_path / "three"
         mended = training.fit(course(load_graphs_then_die, str(folder), num_workers=2), str(folder), "run")
 
@@ -105,11 +106,6 @@ class TestFit:
     def test_a_loss_that_explodes(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"lower train\.lr"):
             training.fit(course(load_graphs, lr=1e20), str(tmp_path), "run")
-
-    def test_fewer_workers_will_do_where_the_cluster_is_small(self, tmp_path: Path) -> None:
-        few = training.fit(course(load_graphs, num_workers=3, min_workers=1), str(tmp_path / "few"), "run")
-        alone = training.fit(course(load_graphs), str(tmp_path / "one"), "run")
-        np.testing.assert_allclose(few.loss_E, alone.loss_E, atol=1e-5)
 
     def test_too_few_cpus_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ClusterError, match=r"train\.num_workers=3: the cluster has 2 CPUs"):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilander_dist.cluster.halves import (
+    LEAST_CUTS,
     LEAST_MEMBERS,
     Cuts,
     Members,
@@ -16,6 +17,7 @@ from hilander_dist.cluster.halves import (
     most_members,
     nearest,
     split_clusters,
+    usual_numbers,
 )
 from hilander_dist.cluster.pairs import CHANCE_ONE
 from hilander_dist.lander.relational import SPLIT_INPUTS, ClusterHead, split_head
@@ -134,7 +136,7 @@ def test_small_and_large_clusters_are_left_whole(size: int, fit: bool) -> None:
     cuts = cut_clusters(members, K)
     assert (len(cuts.group_C) == 1) is fit
     assert cuts.half_M.any() == fit
-    part_M = split_clusters(always(-20.0), members, K, cuts, medians(cuts.numbers_CF))
+    part_M = split_clusters(always(-20.0), members, K, cuts, np.zeros(4))
     assert part_M.any() == fit
 
 
@@ -158,7 +160,14 @@ def test_the_level_tells_what_is_usual() -> None:
     moved = numbers_CF.copy()
     moved[:, :4] += 5
     np.testing.assert_allclose(head_inputs(moved, medians(moved))[:, -4:], inputs_CF[:, -4:], atol=1e-5)
-    assert medians(numbers_CF[:0]).tolist() == [0.0] * 4
+
+
+def test_few_cuts_say_nothing_and_split_nothing() -> None:
+    members = one_cluster(*lists([20, 20], 0.7)[1:])
+    cuts = cut_clusters(members, K)
+    many_CF = np.repeat(cuts.numbers_CF, LEAST_CUTS, 0)
+    for numbers_CF, enough in ((many_CF, True), (many_CF[1:], False), (many_CF[:0], False)):
+        assert split_clusters(always(-20.0), members, K, cuts, usual_numbers(numbers_CF)).any() == enough
 
 
 def test_no_members_have_no_cuts() -> None:
@@ -166,7 +175,7 @@ def test_no_members_have_no_cuts() -> None:
     members = Members(nothing, nothing, nothing, nothing.astype(np.int32), nothing.astype(bool))
     cuts = cut_clusters(members, K)
     assert [len(column) for column in cuts] == [0, 0, 0]
-    assert len(split_clusters(always(-20.0), members, K, cuts, medians(cuts.numbers_CF))) == 0
+    assert len(split_clusters(always(-20.0), members, K, cuts, usual_numbers(cuts.numbers_CF))) == 0
 
 
 def test_each_cut_is_scored_by_its_row_alone() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hilander_dist.cluster import halves
 from hilander_dist.cluster.collapse import collapse
 from hilander_dist.cluster.flow_links import link_by_relations
 from hilander_dist.cluster.local import f_scores, label_graph, score_episode, score_graph
@@ -22,7 +23,10 @@ K = 12
 
 @pytest.mark.parametrize(("sure", "split"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_a_graph_has_the_clusters_of_the_sharded_level(shards: int, sure: bool, split: bool) -> None:
+def test_a_graph_has_the_clusters_of_the_sharded_level(
+    shards: int, sure: bool, split: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halves, "LEAST_CUTS", 3)
     x_ND, class_N = with_duplicates(0, 1100, 12)
     torch.manual_seed(3)
     model = RelationalLander(ModelConfig(features="relational", hidden=8))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hilander_dist.cluster import halves
 from hilander_dist.cluster.flow_links import link_by_relations
 from hilander_dist.cluster.halves import LEAST_MEMBERS, most_members
 from hilander_dist.cluster.roots import find_roots
@@ -17,6 +18,11 @@ from tests.points import with_duplicates
 from tests.unit.cluster.small import joined, laid_out, same_bytes
 
 K = 12
+
+
+@pytest.fixture(autouse=True)
+def _few_cuts_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halves, "LEAST_CUTS", 3)
 
 
 @pytest.fixture(scope="module")
