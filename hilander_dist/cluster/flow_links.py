@@ -4,7 +4,8 @@ Trees of links with a probability above ``forest_tau`` are formed as ever (``dec
 pair of trees, with probabilities corrected by the level's base rate; trees merge by ``flow``, then by ``pairs``: each a
 decision on all edges between two clusters, not on one. This is done twice: the clusters of the first time, whatever tau is
 asked for, tell the base rate better than the probabilities do. Each merged tree's root links to the densest root of its group.
-In the end clusters of two classes are split (``splits``). So every node still has at most one link, to a denser one.
+In the end clusters of two classes are split (``splits``) and small ones joined (``joins``). So every node still has at most one
+link, to a denser one.
 
 The first rounds of merges run over the shards (``flow_rounds``), until one task holds what is left.
 """
@@ -15,38 +16,32 @@ from typing import Any
 import numpy as np
 
 from hilander_dist.cluster.base_rate import FAR, FIRST_TAU, base_rate_shift, least_shift, moved_shift
-from hilander_dist.cluster.decode import densest_of_groups
-from hilander_dist.cluster.flow import edge_weights, merge_flow, sum_pairs
+from hilander_dist.cluster.flow import edge_weights, merge_flow
 from hilander_dist.cluster.flow_rounds import (
-    answers_for,
+    alone,
     at_both_ends,
     count_pairs,
     merge_round,
+    pair_up,
     point,
-    send_trees,
-    serve_placed,
     share_trees,
-    sum_clusters,
-    sum_rows,
+    spread_groups,
     whole,
 )
 from hilander_dist.cluster.forward import Halo, make_table, plan_halo
+from hilander_dist.cluster.groups import link_groups
+from hilander_dist.cluster.joins import join_links
 from hilander_dist.cluster.links import Linker, Links, decode_shard, density_columns
 from hilander_dist.cluster.memory import gigabytes, merge_bytes, mergeable_pairs
 from hilander_dist.cluster.pairs import CHANCE_ONE, Clusters, contract, merge_pairs
 from hilander_dist.cluster.relations import chances, mean_chance, score_relations
 from hilander_dist.cluster.roots import find_roots
-from hilander_dist.cluster.splits import split_links
+from hilander_dist.cluster.splits import Scored, split_links
 from hilander_dist.config import Calibration
 from hilander_dist.errors import ClusterError
 from hilander_dist.exchange import (
     Starts,
     as_list,
-    concat_blocks,
-    fetch_rows,
-    partition_rows,
-    shuffle,
-    unpack,
 )
 from hilander_dist.knn.layout import Level
 from hilander_dist.lander.relational import RelationalLander
@@ -182,10 +177,11 @@ def share_inside(tasks: Tasks, forest: Forest, links: list[Ref]) -> float:
 
 
 def cluster_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
-    """The level's links at a tau, per shard: trees are merged (``merge_forest``), and of the clusters that come out those split in
-    which the merges joined two classes (``halves``)."""
-    links = merge_forest(tasks, forest, tau)
-    return split_links(tasks, forest.model_ref, links, forest.own, forest.scores, forest.halo, forest.k, forest.shift)
+    """The level's links at a tau, per shard: trees are merged (``merge_forest``), clusters split in which the merges joined two
+    classes (``halves``), and small ones joined that they left apart (``joins``)."""
+    scored = Scored(forest.model_ref, forest.own, forest.scores, forest.halo, forest.k, forest.shift)
+    links, usual = split_links(tasks, scored, merge_forest(tasks, forest, tau))
+    return join_links(tasks, scored, links, usual)
 
 
 def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
@@ -209,7 +205,7 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
     ]
     share = share_trees(tasks, pairs, starts)
     del pairs
-    parents = [tasks.call(_alone, starts[s], starts[s + 1]) for s in range(S)]
+    parents = [tasks.call(alone, starts[s], starts[s + 1]) for s in range(S)]
     at_once = min(PAIRS_AT_ONCE, mergeable_pairs(tasks.offered()))
     held, done = None, False
     if (count := count_pairs(tasks, share)) > at_once:
@@ -238,20 +234,8 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
         returns=S,
     )
     parents = [tasks.call(point, parents[s], become) for s, become in enumerate(as_list(rest, S))]
-    return _link_groups(tasks, forest, find_roots(tasks, parents, starts))
-
-
-def _link_groups(tasks: Tasks, forest: Forest, groups: list[Ref]) -> list[Ref]:
-    """Links with every tree's root linked to the densest root of its group; per shard pointer_N leads to the group."""
-    starts = forest.starts
-    S = len(starts) - 1
-    roots = [tasks.call(_roots, forest.pointers[s], forest.own[s], groups[s], starts[s]) for s in range(S)]
-    best = [tasks.call(_best_of_shard, block, starts, returns=S) for block in roots]
-    densest = [tasks.call(_densest, inbox, starts[s]) for s, inbox in enumerate(shuffle(best, S))]
-    needs, answers = fetch_rows(
-        tasks, [tasks.call(_group_keys, block) for block in roots], densest, starts, serve_placed
-    )
-    return [tasks.call(_join_roots, forest.links[s], roots[s], needs[s], answers[s], starts[s]) for s in range(S)]
+    groups = find_roots(tasks, parents, starts)
+    return link_groups(tasks, forest.links, forest.pointers, forest.own, groups, starts)
 
 
 def _column(block: Block, name: str) -> np.ndarray:
@@ -299,15 +283,10 @@ def tree_pairs(
         tau: edges up to this probability have no weight.
 
     Returns:
-        root_M and size_M of the trees; u_E <= v_E (equal for edges inside a tree), weight_E, count_E, chance_E.
+        As of ``flow_rounds.pair_up``.
     """
     p1_E = chances(logit_E, shift)
-    ones_E = np.ones(len(p1_E), dtype=np.int64)
-    chance_E = np.rint(p1_E * CHANCE_ONE).astype(np.int64)
-    u_E, v_E, weight_E, count_E, chance_E = sum_pairs(own_E, other_E, edge_weights(p1_E, tau), ones_E, chance_E)
-    root_M, size_M = np.unique(root_N, return_counts=True)
-    pairs = {"u_E": u_E, "v_E": v_E, "weight_E": weight_E, "count_E": count_E, "chance_E": chance_E}
-    return {**pairs, "root_M": root_M, "size_M": size_M}
+    return pair_up(root_N, own_E, other_E, edge_weights(p1_E, tau), np.rint(p1_E * CHANCE_ONE).astype(np.int64))
 
 
 def merge_trees(
@@ -344,16 +323,6 @@ def flow_clusters(
     return contract(trees, group_C), group_C
 
 
-def whole_trees(pairs: Block) -> tuple[np.ndarray, Clusters, np.ndarray]:
-    """total_C, trees and weight_E of a graph in one process, from its ``tree_pairs``; trees ascend by root."""
-    clusters, rows = send_trees(pairs, (0, 0))
-    return whole([sum_clusters([clusters])], [sum_rows([rows])])[1:]
-
-
-def _alone(start: int, stop: int) -> Block:
-    return {"parent_N": np.arange(start, stop)}
-
-
 def _merge_rest(
     model: RelationalLander,
     neighbours: int,
@@ -363,36 +332,7 @@ def _merge_rest(
     held: int | None,
     starts: Starts,
 ) -> Any:
-    """Per shard the clusters that it owns, and the position of the first cluster of each one's group."""
+    """See ``flow_rounds.spread_groups``."""
     id_C, total_C, trees, weight_E = whole(clusters, rows)
     group_C = merge_trees(model, neighbours, pair_tau, total_C, trees, weight_E, held)
-    first_G = np.unique(group_C, return_index=True)[1]
-    S = len(starts) - 1
-    pieces = as_list(partition_rows({"id_C": id_C, "into_C": id_C[first_G][group_C]}, id_C, starts), S)
-    return unpack([{"at_C": piece["id_C"] - starts[s], "into_C": piece["into_C"]} for s, piece in enumerate(pieces)])
-
-
-def _roots(pointers: Block, own: Block, groups: Block, start: int) -> Block:
-    at = np.flatnonzero(pointers["pointer_N"] == start + np.arange(len(pointers["pointer_N"])))
-    group_R = groups["pointer_N"][at]
-    return {"position_R": start + at, "density_R": own["density_N"][at], "id_R": own["id_N"][at], "group_R": group_R}
-
-
-def _best_of_shard(roots: Block, starts: Starts) -> Any:
-    best = densest_of_groups(roots)
-    return partition_rows(best, best["group_R"], starts)
-
-
-def _densest(inbox: list[Block], start: int) -> Block:
-    best = densest_of_groups(concat_blocks(inbox))
-    return {"at_C": best["group_R"] - start, "position_C": best["position_R"]}
-
-
-def _group_keys(roots: Block) -> np.ndarray:
-    return roots["group_R"]
-
-
-def _join_roots(forest: Block, roots: Block, needs: list[np.ndarray], answers: list[Block], start: int) -> Block:
-    parent_N = forest["parent_N"].copy()
-    parent_N[roots["position_R"] - start] = answers_for(roots["group_R"], needs, answers)["position_C"]
-    return {**forest, "parent_N": parent_N}
+    return spread_groups(id_C, group_C, starts)

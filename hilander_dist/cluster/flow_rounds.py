@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hilander_dist.cluster.flow import best_of_rows, renewed, sum_keyed
+from hilander_dist.cluster.flow import best_of_rows, renewed, sum_keyed, sum_pairs
 from hilander_dist.cluster.pairs import Clusters
 from hilander_dist.exchange import (
     Starts,
@@ -41,7 +41,7 @@ class Share(NamedTuple):
 
 
 def share_trees(tasks: Tasks, pairs: list[Ref], starts: Starts) -> Share:
-    """Bring the sums of each tree and pair of trees to their shards; ``pairs`` per shard as of ``flow_links.tree_pairs``.
+    """Bring the sums of each tree and pair of trees to their shards; ``pairs`` per shard as of ``pair_up``.
 
     A pair has its row at its smaller end alone, which is all that one task needs; for rounds see ``at_both_ends``.
     """
@@ -100,6 +100,28 @@ def merge_round(
     return _collect(tasks, sent), become, held, False
 
 
+def pair_up(
+    root_N: np.ndarray, own_E: np.ndarray, other_E: np.ndarray, weight_E: np.ndarray, chance_E: np.ndarray
+) -> Block:
+    """Edges by the pair of trees at their ends, and the trees' sizes.
+
+    Args:
+        root_N: int64 root of each node.
+        own_E: root of each edge's owner.
+        other_E: root of its neighbour.
+        weight_E: int64 weights.
+        chance_E: int64 probabilities in units of 2**-20.
+
+    Returns:
+        root_M and size_M of the trees; u_E <= v_E (equal for edges inside a tree), weight_E, count_E, chance_E.
+    """
+    ones_E = np.ones(len(own_E), dtype=np.int64)
+    u_E, v_E, weight_E, count_E, chance_E = sum_pairs(own_E, other_E, weight_E, ones_E, chance_E)
+    root_M, size_M = np.unique(root_N, return_counts=True)
+    pairs = {"u_E": u_E, "v_E": v_E, "weight_E": weight_E, "count_E": count_E, "chance_E": chance_E}
+    return {**pairs, "root_M": root_M, "size_M": size_M}
+
+
 def send_trees(pairs: Block, starts: Starts) -> Any:
     """A shard's part of all sums: per shard blocks of clusters, then per shard blocks of rows."""
     id_C = np.unique(np.concatenate([pairs["root_M"], pairs["u_E"], pairs["v_E"]]))
@@ -141,6 +163,31 @@ def whole(clusters: list[Block], rows: list[Block]) -> tuple[np.ndarray, np.ndar
     inside = every["size_C"], every["count_C"], every["chance_C"]
     found = Clusters(*inside, u_E, v_E, row["count_E"], row["chance_E"])
     return every["id_C"], every["total_C"], found, row["weight_E"]
+
+
+def whole_trees(pairs: Block) -> tuple[np.ndarray, Clusters, np.ndarray]:
+    """total_C, trees and weight_E of a graph in one process, from its ``pair_up``; trees ascend by root."""
+    clusters, rows = send_trees(pairs, (0, 0))
+    return whole([sum_clusters([clusters])], [sum_rows([rows])])[1:]
+
+
+def alone(start: int, stop: int) -> Block:
+    """Parents of a shard's nodes where each is its own."""
+    return {"parent_N": np.arange(start, stop)}
+
+
+def spread_groups(id_C: np.ndarray, group_C: np.ndarray, starts: Starts) -> Any:
+    """Per shard the clusters that it owns, as at_C, and the position of the first cluster of each one's group, as into_C.
+
+    Args:
+        id_C: positions of all clusters, ascending.
+        group_C: int64 group of each, from 0 up without gaps.
+        starts: how positions are cut into shards.
+    """
+    first_G = np.unique(group_C, return_index=True)[1]
+    S = len(starts) - 1
+    pieces = as_list(partition_rows({"id_C": id_C, "into_C": id_C[first_G][group_C]}, id_C, starts), S)
+    return unpack([{"at_C": piece["id_C"] - starts[s], "into_C": piece["into_C"]} for s, piece in enumerate(pieces)])
 
 
 def point(parents: Block, become: Block) -> Block:

@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from hilander_dist.cluster.pairs import CHANCE_ONE, log_odds
-from hilander_dist.lander.relational import SPLIT_INPUTS, ClusterHead
+from hilander_dist.lander.relational import HALF_INPUTS, ClusterHead
 
 LEAST_MEMBERS = 12
 """Smaller clusters are left whole."""
@@ -68,7 +68,7 @@ class Cuts(NamedTuple):
     half_M: np.ndarray
     """int64 half of each member, 0 or 1; 0 in all other clusters."""
     numbers_CF: np.ndarray
-    """float64, see ``cut_clusters``."""
+    """float64, see ``describe``."""
 
 
 def most_members(neighbours: int) -> int:
@@ -84,10 +84,6 @@ def nearest(neighbours: int) -> int:
 def cut_clusters(members: Members, neighbours: int) -> Cuts:
     """Cut every cluster of a fit size in two.
 
-    Numbers of a cut: log-odds of the mean probability across less those inside both halves; logarithms: edges across against those
-    inside, near edges across against those inside the smaller half and against its lists, members of both halves in lists, edges
-    across against all that leave the smaller half, edges inside both halves against their lists.
-
     Args:
         members: the clusters.
         neighbours: length K of the lists, the node itself excluded.
@@ -101,31 +97,51 @@ def cut_clusters(members: Members, neighbours: int) -> Cuts:
     key_E = group_M[own_E] * 3 + side_E
     count_G3, near_G3, chance_G3 = (
         np.bincount(key_E, weights, 3 * len(size_G)).reshape(-1, 3)
-        for weights in (None, near_E.astype(np.float64), chance_E / CHANCE_ONE)
+        for weights in (None, near_E.astype(np.float64), chance_E.astype(np.float64))
     )
     second_G = np.bincount(group_M, half_M, len(size_G)).astype(np.int64)
     group_C = np.flatnonzero(fit_G & (second_G > 0))
-    sizes_C2 = np.stack([size_G - second_G, second_G], 1)[group_C]
-    small_C = np.where(sizes_C2[:, 0] <= sizes_C2[:, 1], 0, 2)
-    near_small_C = near_G3[group_C, small_C]
-    count_C3, near_C, chance_C3 = count_G3[group_C], near_G3[group_C, 1], chance_G3[group_C]
-    odds_C3 = np.where(count_C3 > 0, log_odds(chance_C3 / np.maximum(count_C3, 1)), [2.0, -7.0, 2.0])
-    smaller_C, larger_C = sizes_C2.min(1), sizes_C2.max(1)
-    inside_small_C, inside_large_C = (count_C3[np.arange(len(group_C)), at_C] for at_C in (small_C, 2 - small_C))
-    room_C, larger_room_C = neighbours * smaller_C, neighbours * larger_C
+    size_C2 = np.stack([size_G - second_G, second_G], 1)[group_C]
+    numbers_CF = describe(size_C2, count_G3[group_C], near_G3[group_C], chance_G3[group_C], neighbours)
+    return Cuts(group_C, half_M, numbers_CF)
+
+
+def describe(
+    size_C2: np.ndarray, count_C3: np.ndarray, near_C3: np.ndarray, chance_C3: np.ndarray, neighbours: int
+) -> np.ndarray:
+    """What is told of two sets of nodes, float64 (C, F).
+
+    Log-odds of the mean probability across less those inside both; logarithms: edges across against those inside, near edges across
+    against those inside the smaller set and against its lists, members of both in lists, edges across against all that leave the
+    smaller set, edges inside both against their lists.
+
+    Args:
+        size_C2: members of both.
+        count_C3: edges inside the first, across, inside the second.
+        near_C3: those among them that are near ones.
+        chance_C3: sums of their probabilities, in units of 2**-20.
+        neighbours: length of the lists.
+    """
+    every = np.arange(len(size_C2))
+    odds_C3 = np.where(count_C3 > 0, log_odds(chance_C3 / CHANCE_ONE / np.maximum(count_C3, 1)), [2.0, -7.0, 2.0])
+    small_C = np.where(size_C2[:, 0] <= size_C2[:, 1], 0, 2)
+    inside_small_C, inside_large_C = count_C3[every, small_C], count_C3[every, 2 - small_C]
+    across_C, near_C, near_small_C = np.maximum(count_C3[:, 1], 0.5), near_C3[:, 1], near_C3[every, small_C]
+    smaller_C, larger_C = size_C2.min(1), size_C2.max(1)
+    room_C = neighbours * smaller_C
     columns = (
         odds_C3[:, 1] - (odds_C3[:, 0] + odds_C3[:, 2]) / 2,
-        np.log(np.maximum(count_C3[:, 1], 0.5)) - np.log((count_C3[:, 0] + 1) * (count_C3[:, 2] + 1)) / 2,
+        np.log(across_C) - np.log((count_C3[:, 0] + 1) * (count_C3[:, 2] + 1)) / 2,
         np.log((near_C + 0.5) / (near_small_C + 0.5)),
         np.log((near_C + 0.5) / (nearest(neighbours) * smaller_C)),
         np.log(smaller_C / neighbours),
         np.log(larger_C / neighbours),
-        np.log(np.maximum(count_C3[:, 1], 0.5) / 2 / np.maximum(room_C - inside_small_C, 0.005 * room_C)),
+        np.log(across_C / 2 / np.maximum(room_C - inside_small_C, 0.005 * room_C)),
         np.log((inside_small_C + 1) / room_C),
-        np.log((inside_large_C + 1) / larger_room_C),
+        np.log((inside_large_C + 1) / (neighbours * larger_C)),
     )
-    assert len(columns) + _OF_DATA == SPLIT_INPUTS
-    return Cuts(group_C, half_M, np.stack(columns, 1))
+    assert len(columns) + _OF_DATA == HALF_INPUTS
+    return np.stack(columns, 1)
 
 
 def medians(numbers_CF: np.ndarray) -> np.ndarray:

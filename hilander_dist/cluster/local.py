@@ -7,8 +7,10 @@ import torch
 
 from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, count_best, least_shift, moved_shift
 from hilander_dist.cluster.decode import decode_links, parent_positions
-from hilander_dist.cluster.flow_links import merge_trees, tree_pairs, whole_trees
+from hilander_dist.cluster.flow_links import merge_trees, tree_pairs
+from hilander_dist.cluster.flow_rounds import whole_trees
 from hilander_dist.cluster.halves import Members, cut_clusters, split_clusters, usual_numbers
+from hilander_dist.cluster.joins import Neighbourhood, cluster_pairs, join_clusters, whole_neighbourhood
 from hilander_dist.cluster.relations import chances
 from hilander_dist.cluster.roots import jump_inside
 from hilander_dist.cluster.splits import gather_members, inside_edges
@@ -42,7 +44,7 @@ def label_graph(
         nbr_NK: neighbours, -1 pads.
         logit_NK: log-odds of the edges.
         density_N: of the nodes.
-        model: with the heads of pairs and of halves.
+        model: with its heads.
         calibration: forest_tau, pair_tau and base_rate count.
         taus: edges with a corrected probability up to this carry no weight.
     """
@@ -56,7 +58,9 @@ def label_graph(
     shift = moved_shift(first_shift, share, calibration.base_rate, _least(nbr_NK, logit_NK))
     return np.stack(
         [
-            _split(model, nbr_NK, logit_NK, shift, _merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau))
+            _split_and_join(
+                model, nbr_NK, logit_NK, shift, _merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau)
+            )
             for tau in taus
         ]
     )
@@ -95,6 +99,19 @@ def graph_members(
     return ordered["position_M"], members
 
 
+def part_labels(node_M: np.ndarray, members: Members, part_M: np.ndarray) -> np.ndarray:
+    """The part of its cluster that each node is in, int64 (N), from 0 up without gaps; see ``halves.split_clusters``."""
+    label_N = np.empty(len(node_M), dtype=np.int64)
+    key_M = members.group_M * (part_M.max(initial=0) + 1) + part_M
+    label_N[node_M] = np.unique(key_M, return_inverse=True)[1]
+    return label_N
+
+
+def graph_neighbourhood(nbr_NK: np.ndarray, logit_NK: np.ndarray, shift: float, label_N: np.ndarray) -> Neighbourhood:
+    """The clusters of a whole graph, from 0 up, as ``joins`` sees them."""
+    return whole_neighbourhood(cluster_pairs(label_N, label_N[np.maximum(nbr_NK, 0)], nbr_NK >= 0, logit_NK, shift))
+
+
 def f_scores(label_N: np.ndarray, class_N: np.ndarray) -> tuple[float, float]:
     """Pairwise and BCubed F; 0 where there is no pair."""
     found = scores(contingency(label_N, class_N))
@@ -129,13 +146,14 @@ def _merge(
     return label_N
 
 
-def _split(
+def _split_and_join(
     model: RelationalLander, nbr_NK: np.ndarray, logit_NK: np.ndarray, shift: float, label_N: np.ndarray
 ) -> np.ndarray:
-    """The cluster of each node after ``halves``, int64 (N), given that before."""
+    """The cluster of each node after ``halves`` and ``joins``, int64 (N), given that of the merges."""
+    neighbours = nbr_NK.shape[1]
     node_M, members = graph_members(nbr_NK, logit_NK, shift, label_N)
-    cuts = cut_clusters(members, nbr_NK.shape[1])
-    part_M = split_clusters(model.split, members, nbr_NK.shape[1], cuts, usual_numbers(cuts.numbers_CF))
-    split_N = np.empty(len(label_N), dtype=np.int64)
-    split_N[node_M] = np.unique(members.group_M * (part_M.max(initial=0) + 1) + part_M, return_inverse=True)[1]
-    return split_N
+    cuts = cut_clusters(members, neighbours)
+    usual = usual_numbers(cuts.numbers_CF)
+    split_N = part_labels(node_M, members, split_clusters(model.split, members, neighbours, cuts, usual))
+    found = graph_neighbourhood(nbr_NK, logit_NK, shift, split_N)
+    return np.asarray(join_clusters(model.join, found, neighbours, usual)[split_N])

@@ -111,7 +111,7 @@ def merge_pairs(head: ClusterHead, clusters: Clusters, neighbours: int, pair_tau
             score_E = head(torch.from_numpy(inputs_EF)).numpy()
         good = (score_E > limit) | ((score_E > 0) & (inputs_EF[:, 0] > sure))
         good_E = large_E[good]
-        into_C = _mutual_best(len(clusters.size_C), clusters.u_E[good_E], clusters.v_E[good_E], score_E[good])
+        into_C = mutual_best(len(clusters.size_C), clusters.u_E[good_E], clusters.v_E[good_E], score_E[good])
         if (into_C == np.arange(len(into_C))).all():
             break
         into_C = np.unique(into_C, return_inverse=True)[1]
@@ -126,7 +126,7 @@ def _large_pairs(clusters: Clusters, neighbours: int) -> np.ndarray:
     return np.flatnonzero(large_C[clusters.u_E] & large_C[clusters.v_E])
 
 
-def _mutual_best(count: int, u_E: np.ndarray, v_E: np.ndarray, score_E: np.ndarray) -> np.ndarray:
+def mutual_best(count: int, u_E: np.ndarray, v_E: np.ndarray, score_E: np.ndarray) -> np.ndarray:
     """The smaller of each pair of clusters that are each other's best partner, else the cluster itself. Of equal scores the
     smallest partner counts."""
     source, target, score = np.r_[u_E, v_E], np.r_[v_E, u_E], np.r_[score_E, score_E]

@@ -7,7 +7,7 @@ each decides, and the members of new clusters get new links: to the densest of t
 Shapes: N nodes of a shard, K neighbours, M members and E edges that came to a shard, S shards.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,21 +40,31 @@ from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.tasks import Block, Ref, Tasks
 
 
-def split_links(
-    tasks: Tasks, model_ref: Ref, links: list[Ref], own: list[Ref], scores: list[Ref], halo: Halo, k: int, shift: float
-) -> list[Ref]:
-    """A level's links with its clusters split, per shard.
+class Scored(NamedTuple):
+    """A level's scores; lists are per shard."""
+
+    model_ref: Ref
+    """The network in the object store."""
+    own: list[Ref]
+    """density_N and id_N."""
+    scores: list[Ref]
+    """logit_NK."""
+    halo: Halo
+    k: int
+    """Length of the neighbour lists, the node itself included."""
+    shift: float
+    """Log-odds to add for the level's base rate."""
+
+
+def split_links(tasks: Tasks, scored: Scored, links: list[Ref]) -> tuple[list[Ref], Ref]:
+    """A level's links with its clusters split, per shard, and what is usual for its cuts (``halves.usual_numbers``).
 
     Args:
         tasks: where to run.
-        model_ref: the network in the object store.
+        scored: the level's scores.
         links: per shard as of ``links.Links``.
-        own: per shard density_N and id_N.
-        scores: per shard logit_NK.
-        halo: of the level.
-        k: length of the neighbour lists, the node itself included.
-        shift: log-odds to add for the level's base rate.
     """
+    model_ref, own, scores, halo, k, shift = scored
     S, starts = len(links), halo.starts
     placed = [tasks.call(_place, block, starts[s]) for s, block in enumerate(find_roots(tasks, links, starts))]
     counts = [tasks.call(_count_members, block, starts, returns=S) for block in placed]
@@ -73,7 +83,7 @@ def split_links(
     ]
     usual = tasks.call(_medians, [numbers for *_, numbers in cut])
     moved = [tasks.call(_split, model_ref, block, found, k - 1, usual, starts, returns=S) for block, found, _ in cut]
-    return [tasks.call(_relink, links[s], inbox, starts[s]) for s, inbox in enumerate(shuffle(moved, S))]
+    return [tasks.call(_relink, links[s], inbox, starts[s]) for s, inbox in enumerate(shuffle(moved, S))], usual
 
 
 def gather_members(nodes: Block, edges: Block) -> tuple[Block, Members]:

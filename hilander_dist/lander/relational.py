@@ -122,8 +122,8 @@ def edge_inputs(
 PAIR_INPUTS = 10
 """See ``cluster.pairs.pair_inputs``."""
 
-SPLIT_INPUTS = 13
-"""See ``cluster.halves``."""
+HALF_INPUTS = 13
+"""See ``cluster.halves.describe``."""
 
 _HEAD_WIDTH = 24
 
@@ -162,7 +162,12 @@ def pair_head() -> ClusterHead:
 
 def split_head() -> ClusterHead:
     """An untrained head for the halves of clusters (``cluster.halves``): it splits nothing."""
-    return ClusterHead(SPLIT_INPUTS, _UNTRAINED)
+    return ClusterHead(HALF_INPUTS, _UNTRAINED)
+
+
+def join_head() -> ClusterHead:
+    """An untrained head for pairs of small clusters (``cluster.joins``): it joins nothing."""
+    return ClusterHead(HALF_INPUTS, -_UNTRAINED)
 
 
 class RelationalLander(nn.Module):
@@ -191,7 +196,7 @@ class RelationalLander(nn.Module):
             nn.Sequential(Linear(3 * W if layer else 2 * W, W), nn.ReLU()) for layer in range(config.num_conv)
         )
         self.head = Linear(W, 1)
-        self.pair, self.split = pair_head(), split_head()
+        self.pair, self.split, self.join = pair_head(), split_head(), join_head()
 
     def set_map(self, map_DD: Tensor) -> None:
         """Vectors go through this map, float32, before anything is computed (``cluster.whitening``)."""

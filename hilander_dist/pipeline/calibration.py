@@ -1,4 +1,4 @@
-"""What a relational checkpoint is told when its network is trained: its heads of pairs and of halves,
+"""What a relational checkpoint is told when its network is trained: its heads,
 and on held-out classes the temperature and tau.
 
 One forward per episode and wave: its probabilities are kept, and only the clustering is repeated for each tau.
@@ -21,7 +21,7 @@ from hilander_dist.lander.training import TrainedModel
 from hilander_dist.monitor.log import logger
 from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.pipeline.pair_training import train_pairs
-from hilander_dist.pipeline.split_training import train_splits
+from hilander_dist.pipeline.split_training import train_joins, train_splits
 from hilander_dist.tasks import Ref, Tasks
 
 TAUS = tuple(round(FIRST_TAU + 0.05 * step, 2) for step in range(-4, 5))
@@ -40,7 +40,7 @@ blurred and held-out ones are not) cost .05 of F on two of four sets left out.""
 def calibrate(
     tasks: Tasks, trained: TrainedModel, episodes: Episodes, map_DD: np.ndarray | None, config: Config
 ) -> tuple[bytes, dict[str, Any]]:
-    """Train both heads; choose temperature and tau on the held-out episodes of all data sets, each set counting alike.
+    """Train the heads; choose temperature and tau on the held-out episodes of all data sets, each set counting alike.
 
     The temperature has the least cross-entropy; it is worked into the head's weights. Tau: see ``best_tau``.
 
@@ -67,6 +67,7 @@ def calibrate(
         model.head.bias.div_(temperature)
     model.pair = train_pairs(tasks, model, episodes, config.seed)
     model.split = train_splits(tasks, model, episodes, config.seed)
+    model.join = train_joins(tasks, model, episodes, config.seed)
     ref = ray.put(model)
     f_T2 = _mean_over_sets(tasks, [[tasks.call(sweep_taus, ref, uri) for uri in uris] for uris in episodes.validation])
     at = best_tau(f_T2)

@@ -1,10 +1,15 @@
 """Training of a relational model's heads (``lander.relational.ClusterHead``): what both have in common."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional
 
-from hilander_dist.lander.relational import ClusterHead
+from hilander_dist.cluster.flow_links import flow_clusters
+from hilander_dist.cluster.flow_rounds import whole_trees
+from hilander_dist.cluster.local import graph_pairs, mean_shift, score_graph, tree_roots
+from hilander_dist.lander.relational import ClusterHead, RelationalLander
 from hilander_dist.tasks import Block
 
 LEAST_ROWS, LEAST_NEIGHBOURS = 50, 30
@@ -23,6 +28,24 @@ def most_common(group_N: np.ndarray, class_N: np.ndarray) -> np.ndarray:
     table = np.zeros((group_N.max() + 1, class_N.max() + 1), dtype=np.int32)
     np.add.at(table, (group_N, class_N), 1)
     return np.asarray(table.argmax(1))
+
+
+def flow_labels(
+    model: RelationalLander, episode: Block, taus: Sequence[float]
+) -> Iterator[tuple[np.ndarray, float, np.ndarray]]:
+    """Log-odds of the edges, shift for the base rate of the mean probability, and clusters of the map equation, from 0 up, at each
+    tau; nothing where the episode is small."""
+    nbr_NK = episode["nbr_NK"].astype(np.int64)
+    if not is_large(nbr_NK):
+        return
+    logit_NK, density_N = score_graph(model, episode)
+    assert model.calibration is not None
+    root_N = tree_roots(nbr_NK, logit_NK, density_N, model.calibration)
+    shift = mean_shift(nbr_NK, logit_NK, model.calibration)
+    for tau in taus:
+        pairs = graph_pairs(nbr_NK, logit_NK, root_N, shift, tau)
+        group_R = flow_clusters(*whole_trees(pairs))[1]
+        yield logit_NK, shift, group_R[np.searchsorted(pairs["root_M"], root_N)]
 
 
 def fit_head(examples: list[Block], head: ClusterHead, seed: int) -> ClusterHead:

@@ -7,7 +7,8 @@ come from the map equation at several taus, and from random merges of pairs of o
 import numpy as np
 import ray
 
-from hilander_dist.cluster.flow_links import flow_clusters, whole_trees
+from hilander_dist.cluster.flow_links import flow_clusters
+from hilander_dist.cluster.flow_rounds import whole_trees
 from hilander_dist.cluster.local import graph_pairs, mean_shift, score_graph, tree_roots
 from hilander_dist.cluster.pairs import Clusters, contract, pair_inputs
 from hilander_dist.exchange import concat_blocks, take_rows

@@ -1,33 +1,41 @@
-"""Training of a relational model's head of halves, on the clusters that its finished network makes of training episodes.
+"""Training of a relational model's heads of halves and of small clusters, on the clusters that its finished network makes of
+training episodes.
 
-An example is a cluster cut in two; its label, whether most members of both halves are of one class. Clusters come from the map
-equation at several taus. Episodes with classes moved together are among them: there classes are merged that should not be.
+An example is a cluster cut in two, or a pair of small clusters with edges between them; its label, whether most members of both
+are of one class. Clusters come from the map equation at several taus, for pairs after splits. Episodes with classes moved together
+are among them: there classes are merged that should not be.
 """
 
 import numpy as np
 import ray
 
-from hilander_dist.cluster.flow_links import flow_clusters, whole_trees
-from hilander_dist.cluster.halves import cut_clusters, head_inputs, medians
-from hilander_dist.cluster.local import graph_members, graph_pairs, mean_shift, score_graph, tree_roots
-from hilander_dist.exchange import concat_blocks
+from hilander_dist.cluster.halves import cut_clusters, head_inputs, medians, split_clusters
+from hilander_dist.cluster.joins import describe_pairs, may_join
+from hilander_dist.cluster.local import graph_members, graph_neighbourhood, part_labels
+from hilander_dist.exchange import concat_blocks, take_rows
 from hilander_dist.lander.episode_course import read_episode
-from hilander_dist.lander.relational import SPLIT_INPUTS, ClusterHead, RelationalLander, split_head
-from hilander_dist.pipeline.head_training import fit_head, is_large, most_common
+from hilander_dist.lander.relational import HALF_INPUTS, ClusterHead, RelationalLander, join_head, split_head
+from hilander_dist.pipeline.head_training import fit_head, flow_labels, most_common
 from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.tasks import Block, Tasks
 
 EPISODES = 48
-"""Of each data set; each gives some 70 examples."""
+"""Of each data set; each gives some 70 cuts."""
 
-TAUS = (0.45, 0.55, 0.65)
+SPLIT_TAUS = (0.45, 0.55, 0.65)
+
+JOIN_TAUS = (0.5, 0.65, 0.8)
+"""High ones leave classes in pieces."""
 
 LEAST_CUTS = 3
 """Fewer have no median worth the name. With those of 16 and more alone, the head of one set has too few examples: clinc150 -.014."""
 
+MOST_PAIRS = 10_000
+"""Of an episode."""
+
 
 def train_splits(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed: int) -> ClusterHead:
-    """The trained head; every data set has the same number of episodes in it."""
+    """The trained head of halves; every data set has the same number of episodes in it."""
     ref = ray.put(model)
     examples = [tasks.call(split_examples, ref, uri) for domain in episodes.training for uri in domain[:EPISODES]]
     tasks.wait(examples, "splits")
@@ -35,31 +43,62 @@ def train_splits(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed
     return head
 
 
+def train_joins(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed: int) -> ClusterHead:
+    """The trained head of small clusters; the model has its head of halves."""
+    ref = ray.put(model)
+    examples = [tasks.call(join_examples, ref, uri, seed) for domain in episodes.training for uri in domain[:EPISODES]]
+    tasks.wait(examples, "joins")
+    head: ClusterHead = tasks.get(tasks.call(fit_head, examples, join_head(), seed))
+    return head
+
+
 def split_examples(model: RelationalLander, uri: str) -> Block:
-    """An episode's examples: inputs_EF float32, same_E bool, weight_E float32."""
+    """An episode's cuts: inputs_EF float32, same_E bool, weight_E float32."""
     episode = read_episode(uri)
     nbr_NK, class_N = episode["nbr_NK"].astype(np.int64), np.unique(episode["label_N"], return_inverse=True)[1]
-    nothing = np.zeros((0, SPLIT_INPUTS), np.float32)
-    found = [{"inputs_EF": nothing, "same_E": np.zeros(0, bool), "weight_E": np.zeros(0, np.float32)}]
-    if is_large(nbr_NK):
-        logit_NK, density_N = score_graph(model, episode)
-        assert model.calibration is not None
-        root_N = tree_roots(nbr_NK, logit_NK, density_N, model.calibration)
-        shift = mean_shift(nbr_NK, logit_NK, model.calibration)
-        for tau in TAUS:
-            pairs = graph_pairs(nbr_NK, logit_NK, root_N, shift, tau)
-            group_R = flow_clusters(*whole_trees(pairs))[1]
-            label_N = group_R[np.searchsorted(pairs["root_M"], root_N)]
-            node_M, members = graph_members(nbr_NK, logit_NK, shift, label_N)
-            cuts = cut_clusters(members, nbr_NK.shape[1])
-            if len(cuts.group_C) < LEAST_CUTS:
-                continue
-            half_M = members.group_M * 2 + cuts.half_M
-            class_H = most_common(half_M, class_N[node_M])
-            size_H = np.bincount(half_M)
-            one_C, other_C = cuts.group_C * 2, cuts.group_C * 2 + 1
-            weight_C = np.sqrt(np.minimum(size_H[one_C], size_H[other_C])).astype(np.float32)
-            inputs_CF = head_inputs(cuts.numbers_CF, medians(cuts.numbers_CF))
-            same_C = class_H[one_C] == class_H[other_C]
-            found.append({"inputs_EF": inputs_CF, "same_E": same_C, "weight_E": weight_C})
+    found = [_nothing()]
+    for logit_NK, shift, label_N in flow_labels(model, episode, SPLIT_TAUS):
+        node_M, members = graph_members(nbr_NK, logit_NK, shift, label_N)
+        cuts = cut_clusters(members, nbr_NK.shape[1])
+        if len(cuts.group_C) < LEAST_CUTS:
+            continue
+        inputs_CF = head_inputs(cuts.numbers_CF, medians(cuts.numbers_CF))
+        half_M = members.group_M * 2 + cuts.half_M
+        found.append(_examples(inputs_CF, half_M, class_N[node_M], cuts.group_C * 2, cuts.group_C * 2 + 1))
     return concat_blocks(found)
+
+
+def join_examples(model: RelationalLander, uri: str, seed: int) -> Block:
+    """An episode's pairs of small clusters: columns as of ``split_examples``."""
+    episode = read_episode(uri)
+    nbr_NK, class_N = episode["nbr_NK"].astype(np.int64), np.unique(episode["label_N"], return_inverse=True)[1]
+    neighbours = nbr_NK.shape[1]
+    found = [_nothing()]
+    for logit_NK, shift, merged_N in flow_labels(model, episode, JOIN_TAUS):
+        node_M, members = graph_members(nbr_NK, logit_NK, shift, merged_N)
+        cuts = cut_clusters(members, neighbours)
+        if len(cuts.group_C) < LEAST_CUTS:
+            continue
+        usual = medians(cuts.numbers_CF)
+        label_N = part_labels(node_M, members, split_clusters(model.split, members, neighbours, cuts, usual))
+        around = graph_neighbourhood(nbr_NK, logit_NK, shift, label_N)
+        at_P = np.flatnonzero(may_join(around.clusters, neighbours))
+        inputs_PF = head_inputs(describe_pairs(around, neighbours, at_P), usual)
+        found.append(_examples(inputs_PF, label_N, class_N, around.clusters.u_E[at_P], around.clusters.v_E[at_P]))
+    every = concat_blocks(found)
+    rng = np.random.default_rng([seed, *uri.encode()[-40:]])
+    return take_rows(every, rng.permutation(len(every["same_E"]))[:MOST_PAIRS])
+
+
+def _examples(
+    inputs_EF: np.ndarray, group_N: np.ndarray, class_N: np.ndarray, one_E: np.ndarray, other_E: np.ndarray
+) -> Block:
+    """Examples of pairs of groups."""
+    class_G, size_G = most_common(group_N, class_N), np.bincount(group_N)
+    weight_E = np.sqrt(np.minimum(size_G[one_E], size_G[other_E])).astype(np.float32)
+    return {"inputs_EF": inputs_EF, "same_E": class_G[one_E] == class_G[other_E], "weight_E": weight_E}
+
+
+def _nothing() -> Block:
+    empty = np.zeros((0, HALF_INPUTS), np.float32)
+    return {"inputs_EF": empty, "same_E": np.zeros(0, bool), "weight_E": np.zeros(0, np.float32)}

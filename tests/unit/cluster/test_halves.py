@@ -20,7 +20,7 @@ from hilander_dist.cluster.halves import (
     usual_numbers,
 )
 from hilander_dist.cluster.pairs import CHANCE_ONE
-from hilander_dist.lander.relational import SPLIT_INPUTS, ClusterHead, split_head
+from hilander_dist.lander.relational import HALF_INPUTS, ClusterHead, split_head
 
 K = 20
 
@@ -53,7 +53,7 @@ def beside(one: Members, other: Members) -> Members:
 
 
 def always(answer: float) -> ClusterHead:
-    return ClusterHead(SPLIT_INPUTS, answer)
+    return ClusterHead(HALF_INPUTS, answer)
 
 
 def by_probability() -> ClusterHead:
@@ -153,9 +153,9 @@ def test_what_is_split_is_looked_at_again() -> None:
 
 
 def test_the_level_tells_what_is_usual() -> None:
-    numbers_CF = np.random.default_rng(0).normal(size=(7, SPLIT_INPUTS - 4))
+    numbers_CF = np.random.default_rng(0).normal(size=(7, HALF_INPUTS - 4))
     inputs_CF = head_inputs(numbers_CF, medians(numbers_CF))
-    assert inputs_CF.shape == (7, SPLIT_INPUTS)
+    assert inputs_CF.shape == (7, HALF_INPUTS)
     np.testing.assert_allclose(np.median(inputs_CF[:, -4:], 0), 0, atol=1e-7)
     moved = numbers_CF.copy()
     moved[:, :4] += 5
@@ -187,7 +187,7 @@ def test_each_cut_is_scored_by_its_row_alone() -> None:
             layer.reset_parameters()
     members = one_cluster(*lists([20, 20], 0.7)[1:])
     cuts = cut_clusters(members, K)
-    numbers_CF = rng.normal(size=(50, SPLIT_INPUTS - 4))
+    numbers_CF = rng.normal(size=(50, HALF_INPUTS - 4))
     # Every row once as the only cut: whether it splits is what the network says of it.
     with torch.inference_mode():
         score_C = head(torch.from_numpy(head_inputs(numbers_CF, np.zeros(4)))).numpy()

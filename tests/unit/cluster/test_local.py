@@ -21,10 +21,12 @@ from tests.unit.cluster.small import joined, laid_out
 K = 12
 
 
-@pytest.mark.parametrize(("sure", "split"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("sure", "split", "join"), [(False, False, False), (True, False, False), (False, True, False), (False, True, True)]
+)
 @pytest.mark.parametrize("shards", [1, 2])
 def test_a_graph_has_the_clusters_of_the_sharded_level(
-    shards: int, sure: bool, split: bool, monkeypatch: pytest.MonkeyPatch
+    shards: int, sure: bool, split: bool, join: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(halves, "LEAST_CUTS", 3)
     x_ND, class_N = with_duplicates(0, 1100, 12)
@@ -36,6 +38,13 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(
             model.pair.out.bias.fill_(20)
         if split:  # Halves of all clusters of a fit size.
             model.split.out.bias.fill_(-20)
+        if (
+            join
+        ):  # Much of what is not too large, in an order of its own: equal scores would go by the clusters' numbers.
+            for layer in model.join.modules():
+                if isinstance(layer, torch.nn.Linear):
+                    layer.reset_parameters()
+            model.join.out.bias.fill_(1)
     calibration = Calibration(forest_tau=0.6)
     tasks = LocalTasks()
     level, graph = laid_out(tasks, {"id_N": np.arange(len(x_ND)), "x_ND": x_ND}, shards, K)

@@ -31,14 +31,17 @@ def nodes() -> Block:
     return {"id_N": np.random.default_rng(1).permutation(5000)[: len(x_ND)], "x_ND": x_ND}
 
 
-def linked(nodes: Block, shards: int, split: bool) -> Block:
-    """Links, roots and ids of a level; with ``split`` all that may be split is split, and again."""
+def linked(nodes: Block, shards: int, split: bool, join: bool = False) -> Block:
+    """Links, roots and ids of a level; with ``split`` all that may be split is split, and again; with ``join`` all that may be
+    joined is joined."""
     torch.manual_seed(3)
     model = RelationalLander(ModelConfig(features="relational", hidden=8))
     with torch.no_grad():
         model.head.weight *= 20  # Else all probabilities are near one half.
         if split:
             model.split.out.bias.fill_(-20)
+        if join:
+            model.join.out.bias.fill_(20)
     tasks = LocalTasks()
     level, graph = laid_out(tasks, nodes, shards, K)
     links = link_by_relations(model, put(model), Calibration(forest_tau=0.6), K, 0.5)(tasks, level, graph, "level-0")
@@ -46,9 +49,10 @@ def linked(nodes: Block, shards: int, split: bool) -> Block:
     return {**joined(tasks, links.blocks), "root_N": root_N, "id_N": joined(tasks, level.nodes)["id_N"]}
 
 
+@pytest.mark.parametrize("join", [False, True])
 @pytest.mark.parametrize("shards", [2, 3])
-def test_splits_are_the_same_bytes_for_any_sharding(nodes: Block, shards: int) -> None:
-    one, other = linked(nodes, 1, split=True), linked(nodes, shards, split=True)
+def test_splits_and_joins_are_the_same_bytes_for_any_sharding(nodes: Block, shards: int, join: bool) -> None:
+    one, other = linked(nodes, 1, True, join), linked(nodes, shards, True, join)
     for name, array in one.items():
         assert same_bytes(other[name], array), name
 
@@ -69,6 +73,20 @@ def test_clusters_of_a_fit_size_are_split_and_stay_trees_to_denser_nodes(nodes: 
     for i, j in zip(child.tolist(), parent_N[child].tolist(), strict=True):
         assert (density_N[j], -id_N[j]) > (density_N[i], -id_N[i])
     assert np.isnan(split["confidence_N"][split["root_N"] == np.arange(len(parent_N))]).all()
+
+
+def test_joined_clusters_are_trees_to_denser_nodes_of_a_fit_size(nodes: Block) -> None:
+    apart, joined_ = linked(nodes, 2, split=True), linked(nodes, 2, split=True, join=True)
+    assert len(np.unique(joined_["root_N"])) < len(np.unique(apart["root_N"])) - 5
+    for root in np.unique(apart["root_N"]):
+        assert len(np.unique(joined_["root_N"][apart["root_N"] == root])) == 1
+    size_N = np.bincount(joined_["root_N"])[joined_["root_N"]]
+    grown_N = size_N > np.bincount(apart["root_N"])[apart["root_N"]]
+    assert size_N[grown_N].max() <= most_members(K - 1)
+    parent_N, density_N, id_N = joined_["parent_N"], joined_["density_N"], joined_["id_N"]
+    child = np.flatnonzero(parent_N != np.arange(len(parent_N)))
+    for i, j in zip(child.tolist(), parent_N[child].tolist(), strict=True):
+        assert (density_N[j], -id_N[j]) > (density_N[i], -id_N[i])
 
 
 def test_members_of_a_part_keep_their_parent_or_link_to_its_densest() -> None:
