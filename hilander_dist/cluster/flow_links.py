@@ -72,6 +72,7 @@ class Forest:
     model_ref: Ref
     k: int
     pair_tau: float
+    join_tau: float
 
 
 def link_by_relations(
@@ -82,7 +83,7 @@ def link_by_relations(
     Args:
         model: the network.
         model_ref: the network in the object store.
-        calibration: what training found out: ``base_rate``, ``forest_tau`` and ``pair_tau``.
+        calibration: what training found out: ``base_rate``, ``forest_tau``, ``pair_tau`` and ``join_tau``.
         k: length of the neighbour lists, the node itself included.
         tau: edges with a corrected probability up to this carry no weight.
         whitened: vectors were, by clusters; see ``base_rate.moved_shift``.
@@ -158,6 +159,7 @@ def score_forest(
         model_ref,
         k,
         calibration.pair_tau,
+        calibration.join_tau,
     )
 
 
@@ -181,7 +183,7 @@ def cluster_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
     classes (``halves``), and small ones joined that they left apart (``joins``)."""
     scored = Scored(forest.model_ref, forest.own, forest.scores, forest.halo, forest.k, forest.shift)
     links, usual = split_links(tasks, scored, merge_forest(tasks, forest, tau))
-    return join_links(tasks, scored, links, usual)
+    return join_links(tasks, scored, links, usual, forest.join_tau)
 
 
 def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:

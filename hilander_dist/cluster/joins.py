@@ -8,6 +8,7 @@ every cluster names the partner with the best score, pairs that name each other 
 Shapes: C clusters, E pairs of clusters (u < v) with edges between them.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,26 +50,29 @@ class Neighbourhood(NamedTuple):
     """int64 near edges between both."""
 
 
-def join_clusters(head: ClusterHead, found: Neighbourhood, neighbours: int, usual: np.ndarray) -> np.ndarray:
-    """Join clusters until no pair of a fit size is rather of one class than of two.
+def join_clusters(
+    head: ClusterHead, found: Neighbourhood, neighbours: int, usual: np.ndarray, join_tau: float
+) -> np.ndarray:
+    """Join clusters until no pair of a fit size has a probability above ``join_tau`` to be of one class.
 
     Args:
         head: the network.
         found: the clusters.
         neighbours: length K of the lists, the node itself excluded.
         usual: ``halves.usual_numbers`` of the level's cuts; with NaN nothing is joined.
+        join_tau: see ``config.Calibration``.
 
     Returns:
         ``group_C`` int64, from 0 up without gaps.
     """
-    group_C = np.arange(len(found.clusters.size_C))
+    group_C, limit = np.arange(len(found.clusters.size_C)), math.log(join_tau / (1 - join_tau))
     while True:
         clusters = found.clusters
         fit_E = np.flatnonzero(may_join(clusters, neighbours))
         with torch.inference_mode():
             score_E = head(torch.from_numpy(head_inputs(describe_pairs(found, neighbours, fit_E), usual))).numpy()
-        one_E = fit_E[score_E > 0]
-        into_C = mutual_best(len(clusters.size_C), clusters.u_E[one_E], clusters.v_E[one_E], score_E[score_E > 0])
+        one_E = fit_E[score_E > limit]
+        into_C = mutual_best(len(clusters.size_C), clusters.u_E[one_E], clusters.v_E[one_E], score_E[score_E > limit])
         if (into_C == np.arange(len(into_C))).all():
             return group_C
         into_C = np.unique(into_C, return_inverse=True)[1]
@@ -140,8 +144,16 @@ def whole_neighbourhood(pairs: Block) -> Neighbourhood:
     return neighbourhood(*whole_trees(pairs))
 
 
-def join_links(tasks: Tasks, scored: Scored, links: list[Ref], usual: Ref) -> list[Ref]:
-    """A level's links with small clusters joined, per shard; arguments as of ``splits.split_links`` and its results."""
+def join_links(tasks: Tasks, scored: Scored, links: list[Ref], usual: Ref, join_tau: float) -> list[Ref]:
+    """A level's links with small clusters joined, per shard.
+
+    Args:
+        tasks: where to run.
+        scored: the level's scores.
+        links: per shard, of ``splits.split_links``.
+        usual: of the same.
+        join_tau: see ``config.Calibration``.
+    """
     S, starts, halo = len(links), scored.halo.starts, scored.halo
     pointers = find_roots(tasks, links, starts)
     away = halo.tables(tasks, pointers)
@@ -149,7 +161,9 @@ def join_links(tasks: Tasks, scored: Scored, links: list[Ref], usual: Ref) -> li
     share = share_trees(tasks, pairs, starts)
     del pairs, away
     one = tasks.asking(merge_bytes(count_pairs(tasks, share)))
-    joined = one.call(_join, scored.model_ref, scored.k - 1, usual, share.clusters, share.rows, starts, returns=S)
+    joined = one.call(
+        _join, scored.model_ref, scored.k - 1, usual, join_tau, share.clusters, share.rows, starts, returns=S
+    )
     parents = [
         tasks.call(point, tasks.call(alone, starts[s], starts[s + 1]), become)
         for s, become in enumerate(as_list(joined, S))
@@ -166,11 +180,12 @@ def _join(
     model: RelationalLander,
     neighbours: int,
     usual: np.ndarray,
+    join_tau: float,
     clusters: list[Block],
     rows: list[Block],
     starts: Starts,
 ) -> Any:
     """See ``flow_rounds.spread_groups``."""
     id_C, total_C, every, near_E = whole(clusters, rows)
-    group_C = join_clusters(model.join, neighbourhood(total_C, every, near_E), neighbours, usual)
+    group_C = join_clusters(model.join, neighbourhood(total_C, every, near_E), neighbours, usual, join_tau)
     return spread_groups(id_C, group_C, starts)

@@ -45,7 +45,7 @@ def label_graph(
         logit_NK: log-odds of the edges.
         density_N: of the nodes.
         model: with its heads.
-        calibration: forest_tau, pair_tau and base_rate count.
+        calibration: forest_tau, pair_tau, join_tau and base_rate count.
         taus: edges with a corrected probability up to this carry no weight.
     """
     nbr_NK = nbr_NK.astype(np.int64)
@@ -56,14 +56,11 @@ def label_graph(
     inside_E = (label_N[:, None] == label_N[np.maximum(nbr_NK, 0)])[real_NK]
     share = float(inside_E.mean()) if len(inside_E) else 0.5
     shift = moved_shift(first_shift, share, calibration.base_rate, _least(nbr_NK, logit_NK))
-    return np.stack(
-        [
-            _split_and_join(
-                model, nbr_NK, logit_NK, shift, _merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau)
-            )
-            for tau in taus
-        ]
-    )
+    found = []
+    for tau in taus:
+        merged_N = _merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau)
+        found.append(_split_and_join(model, nbr_NK, logit_NK, shift, merged_N, calibration.join_tau))
+    return np.stack(found)
 
 
 def tree_roots(nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarray, calibration: Calibration) -> np.ndarray:
@@ -147,7 +144,12 @@ def _merge(
 
 
 def _split_and_join(
-    model: RelationalLander, nbr_NK: np.ndarray, logit_NK: np.ndarray, shift: float, label_N: np.ndarray
+    model: RelationalLander,
+    nbr_NK: np.ndarray,
+    logit_NK: np.ndarray,
+    shift: float,
+    label_N: np.ndarray,
+    join_tau: float,
 ) -> np.ndarray:
     """The cluster of each node after ``halves`` and ``joins``, int64 (N), given that of the merges."""
     neighbours = nbr_NK.shape[1]
@@ -156,4 +158,4 @@ def _split_and_join(
     usual = usual_numbers(cuts.numbers_CF)
     split_N = part_labels(node_M, members, split_clusters(model.split, members, neighbours, cuts, usual))
     found = graph_neighbourhood(nbr_NK, logit_NK, shift, split_N)
-    return np.asarray(join_clusters(model.join, found, neighbours, usual)[split_N])
+    return np.asarray(join_clusters(model.join, found, neighbours, usual, join_tau)[split_N])

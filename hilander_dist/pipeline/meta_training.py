@@ -91,7 +91,13 @@ def class_sizes(tasks: Tasks, data: Ingested) -> ClassSizes:
 def make_course(episodes: Episodes, config: Config) -> EpisodeCourse:
     """The course over the episodes."""
     several = len(episodes.training) > 1
-    calibration = Calibration(k=K_USED, max_levels=1, base_rate=round(episodes.base_rate, 6), whiten=several)
+    calibration = Calibration(
+        k=K_USED,
+        max_levels=1,
+        base_rate=round(episodes.base_rate, 6),
+        whiten=several,
+        join_tau=0.6 if several else 0.5,
+    )
     return EpisodeCourse(
         episodes.training, episodes.validation, config.model, config.train, config.seed, calibration, score_episode
     )

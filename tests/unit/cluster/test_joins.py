@@ -70,8 +70,8 @@ def test_sums_are_those_of_single_edges_also_when_clusters_are_combined(
         ("near_C", "near_E"), joint[1:], around(nbr_NK, logit_NK, into_C[label_N])[1:], strict=True
     ):
         np.testing.assert_array_equal(one, other, err_msg=name)
-    size, count, near = np.bincount(label_N), {}, {}
-    chance: dict[tuple[int, int], int] = {}
+    size = np.bincount(label_N)
+    count, near, chance = (dict[tuple[int, int], int]() for _ in range(3))
     for i, row in enumerate(nbr_NK.tolist()):
         for rank, j in enumerate(row):
             if j >= 0:
@@ -83,11 +83,8 @@ def test_sums_are_those_of_single_edges_also_when_clusters_are_combined(
     numbers = describe_pairs(found, K, np.arange(len(found.near_E)))
     for e, (u, v) in enumerate(zip(found.clusters.u_E.tolist(), found.clusters.v_E.tolist(), strict=True)):
         three = [(u, u), (u, v), (v, v)]
-        expected = describe(
-            np.array([[size[u], size[v]]]),
-            *(np.array([[sums.get(key, 0) for key in three]]) for sums in (count, near, chance)),
-            K,
-        )
+        inside = [np.array([[sums.get(key, 0) for key in three]]) for sums in (count, near, chance)]
+        expected = describe(np.array([[size[u], size[v]]]), inside[0], inside[1], inside[2], K)
         np.testing.assert_array_equal(numbers[e], expected[0])
 
 
@@ -105,13 +102,15 @@ def test_pairs_join_while_the_head_says_so() -> None:
     nbr_NK, logit_NK = graph(0, 60)
     label_N = np.repeat(np.arange(20), 3)
     found = around(nbr_NK, logit_NK, label_N)
-    group_C = join_clusters(by_size(), found, K, NOTHING_USUAL)
+    group_C = join_clusters(by_size(), found, K, NOTHING_USUAL, 0.5)
     sizes = np.bincount(group_C[label_N])
     # Clusters smaller than a list join until no two of them are left with edges between them.
     assert sizes.max() < 2 * K
     assert (sizes < K).sum() <= 1
-    assert (join_clusters(join_head(), found, K, NOTHING_USUAL) == np.arange(20)).all()
-    assert (join_clusters(by_size(), found, K, np.full(4, np.nan)) == np.arange(20)).all()
+    # Its log-odds are at most log(K), 2.8; of .95 they are 2.9.
+    assert (join_clusters(by_size(), found, K, NOTHING_USUAL, 0.95) == np.arange(20)).all()
+    assert (join_clusters(join_head(), found, K, NOTHING_USUAL, 0.5) == np.arange(20)).all()
+    assert (join_clusters(by_size(), found, K, np.full(4, np.nan), 0.5) == np.arange(20)).all()
 
 
 def test_pairs_of_a_few_members_and_of_several_lists_are_left_apart() -> None:
@@ -122,5 +121,5 @@ def test_pairs_of_a_few_members_and_of_several_lists_are_left_apart() -> None:
     np.testing.assert_array_equal(may_join(clusters, K), (together_E >= LEAST_TOGETHER) & (together_E <= 3 * K))
     assert set(together_E[~may_join(clusters, K)]) <= {3, 74}
     always = ClusterHead(HALF_INPUTS, 20.0)
-    sizes = np.bincount(join_clusters(always, around(nbr_NK, logit_NK, label_N), K, NOTHING_USUAL)[label_N])
+    sizes = np.bincount(join_clusters(always, around(nbr_NK, logit_NK, label_N), K, NOTHING_USUAL, 0.5)[label_N])
     assert sizes.max() <= 3 * K
