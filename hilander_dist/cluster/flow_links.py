@@ -21,6 +21,7 @@ from hilander_dist.cluster.flow_rounds import (
     alone,
     at_both_ends,
     count_pairs,
+    for_pairs,
     merge_round,
     pair_up,
     point,
@@ -32,13 +33,12 @@ from hilander_dist.cluster.forward import Halo, make_table, plan_halo
 from hilander_dist.cluster.groups import link_groups
 from hilander_dist.cluster.joins import join_links
 from hilander_dist.cluster.links import Linker, Links, decode_shard, density_columns
-from hilander_dist.cluster.memory import gigabytes, merge_bytes, mergeable_pairs
+from hilander_dist.cluster.memory import mergeable_pairs
 from hilander_dist.cluster.pairs import CHANCE_ONE, Clusters, contract, merge_pairs
 from hilander_dist.cluster.relations import chances, mean_chance, score_relations
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.cluster.splits import Scored, split_links
 from hilander_dist.config import Calibration
-from hilander_dist.errors import ClusterError
 from hilander_dist.exchange import (
     Starts,
     as_list,
@@ -218,13 +218,7 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
         if become is not None:
             parents = [tasks.call(point, parents[s], become[s]) for s in range(S)]
         count = count_pairs(tasks, share)
-    needed = merge_bytes(count)
-    if needed > tasks.offered():
-        raise ClusterError(
-            f"not enough memory: the task that merges {count} pairs of clusters takes up to {gigabytes(needed)}, the largest"
-            f" node of the Ray cluster offers {gigabytes(tasks.offered())}: use nodes with more memory, or a smaller --k"
-        )
-    rest = tasks.asking(needed).call(
+    rest = for_pairs(tasks, count).call(
         _merge_rest,
         forest.model_ref,
         forest.k - 1,

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hilander_dist.cluster.flow import best_of_rows, renewed, sum_keyed, sum_pairs
+from hilander_dist.cluster.memory import gigabytes, merge_bytes
 from hilander_dist.cluster.pairs import Clusters
+from hilander_dist.errors import ClusterError
 from hilander_dist.exchange import (
     Starts,
     as_list,
@@ -61,6 +63,21 @@ def count_pairs(tasks: Tasks, share: Share) -> int:
     """Number of pairs of clusters with edges between them."""
     pairs: list[int] = tasks.get([tasks.call(_count_pairs, block) for block in share.rows])
     return sum(pairs)
+
+
+def for_pairs(tasks: Tasks, count: int) -> Tasks:
+    """Tasks that ask for the memory that ``count`` pairs of clusters take.
+
+    Raises:
+        ClusterError: no node offers it.
+    """
+    needed = merge_bytes(count)
+    if needed > tasks.offered():
+        raise ClusterError(
+            f"not enough memory: the task that merges {count} pairs of clusters takes up to {gigabytes(needed)}, the largest"
+            f" node of the Ray cluster offers {gigabytes(tasks.offered())}: use nodes with more memory, or a smaller --k"
+        )
+    return tasks.asking(needed)
 
 
 def merge_round(

@@ -17,6 +17,7 @@ import torch
 from hilander_dist.cluster.flow_rounds import (
     alone,
     count_pairs,
+    for_pairs,
     pair_up,
     point,
     share_trees,
@@ -27,7 +28,6 @@ from hilander_dist.cluster.flow_rounds import (
 from hilander_dist.cluster.forward import make_table
 from hilander_dist.cluster.groups import link_groups
 from hilander_dist.cluster.halves import describe, head_inputs, most_members, nearest
-from hilander_dist.cluster.memory import merge_bytes
 from hilander_dist.cluster.pairs import CHANCE_ONE, Clusters, contract, mutual_best
 from hilander_dist.cluster.relations import chances
 from hilander_dist.cluster.roots import find_roots
@@ -160,8 +160,7 @@ def join_links(tasks: Tasks, scored: Scored, links: list[Ref], usual: Ref, join_
     pairs = [tasks.call(_pairs, scored.scores[s], pointers[s], away[s], halo.local[s], scored.shift) for s in range(S)]
     share = share_trees(tasks, pairs, starts)
     del pairs, away
-    one = tasks.asking(merge_bytes(count_pairs(tasks, share)))
-    joined = one.call(
+    joined = for_pairs(tasks, count_pairs(tasks, share)).call(
         _join, scored.model_ref, scored.k - 1, usual, join_tau, share.clusters, share.rows, starts, returns=S
     )
     parents = [
