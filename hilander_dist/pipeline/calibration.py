@@ -19,6 +19,7 @@ from hilander_dist.lander.episodes import same_class
 from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.lander.training import TrainedModel
 from hilander_dist.monitor.log import logger
+from hilander_dist.pipeline.head_training import LEAST_CLASSES
 from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.pipeline.pair_training import train_pairs
 from hilander_dist.pipeline.split_training import train_joins, train_splits
@@ -65,9 +66,12 @@ def calibrate(
     with torch.no_grad():
         model.head.weight.div_(temperature)
         model.head.bias.div_(temperature)
-    model.pair = train_pairs(tasks, model, episodes, config.seed)
-    model.split = train_splits(tasks, model, episodes, config.seed)
-    model.join = train_joins(tasks, model, episodes, config.seed)
+    if episodes.classes >= LEAST_CLASSES:
+        model.pair = train_pairs(tasks, model, episodes, config.seed)
+        model.split = train_splits(tasks, model, episodes, config.seed)
+        model.join = train_joins(tasks, model, episodes, config.seed)
+    else:
+        logger.info("few classes: clusters will be those of the map equation", classes=episodes.classes)
     ref = ray.put(model)
     f_T2 = _mean_over_sets(tasks, [[tasks.call(sweep_taus, ref, uri) for uri in uris] for uris in episodes.validation])
     at = best_tau(f_T2)

@@ -73,6 +73,9 @@ def test_training_leaves_a_calibrated_checkpoint_and_its_numbers(trained: Path) 
     assert model.config.features == "relational"
     assert model.calibration is not None
     assert model.calibration.max_levels == 1
+    assert isinstance(model, RelationalLander)
+    assert model.pair.out.weight.any()
+    assert model.join.out.weight.any()
     found = json.loads((trained / "manifest.json").read_text())
     assert found["calibration"]["tau"] == model.calibration.tau
     assert found["counts"]["classes"] == 32
@@ -135,7 +138,7 @@ def test_a_model_of_one_set_has_the_whitening_of_its_classes(sets: dict[str, Pat
     label_N = rng.integers(40, size=900)
     spread_D = np.r_[np.full(3, 2.0), np.full(9, 0.3)]
     x_ND = (rng.normal(size=(40, 12))[label_N] + rng.normal(size=(900, 12)) * spread_D).astype(np.float32)
-    seen_N = label_N < 20
+    seen_N = label_N < 16
     for name, some_N in (("seen", seen_N), ("unseen", ~seen_N)):
         write_points(tmp_path / f"{name}.parquet", x_ND[some_N], labels=label_N[some_N])
     trained = run_train_job(str(tmp_path / "seen.parquet"), str(tmp_path / "model"), small("train.epochs=1"))
@@ -146,6 +149,8 @@ def test_a_model_of_one_set_has_the_whitening_of_its_classes(sets: dict[str, Pat
     # The same vectors, mapped beforehand, by the same network without a map.
     model = load_checkpoint((tmp_path / "model" / "model.safetensors").read_bytes(), "trained", ModelConfig())
     assert isinstance(model, RelationalLander)
+    # Its heads were not trained on so few classes.
+    assert not any(head.out.weight.any() for head in (model.pair, model.split, model.join))
     plain = RelationalLander(model.config)
     plain.calibration = model.calibration
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "map_DD"})
