@@ -29,6 +29,11 @@ MOST_LISTS = 3.0
 SPLIT_TAU = 0.3
 """A cluster is split where the head gives the halves a lower probability to be of one class."""
 
+LEAST_GAP = 0.3
+"""Log-odds by which edges across must be less probable than those inside both halves, whatever the head says: of long-tailed Gaussian
+classes at 100,000 rows it cut those of 130 rows and more with a gap of .03 (.992/.974, so .981/.948). Two classes had gaps
+of .6 to 2.7; on five sets no F is lower with this rule, and caltech101, left out, .006/.009 higher."""
+
 ROUNDS = 3
 """Halves of halves of halves are looked at."""
 
@@ -176,6 +181,7 @@ def split_clusters(head: ClusterHead, members: Members, neighbours: int, cuts: C
     at_M, limit = np.arange(len(part_M)), float(np.log(SPLIT_TAU / (1 - SPLIT_TAU)))
     for round_ in range(ROUNDS):
         two_C = _row_by_row(head, head_inputs(cuts.numbers_CF, usual)) < limit
+        two_C &= cuts.numbers_CF[:, 0] < -LEAST_GAP
         if not two_C.any():
             break
         split_M = np.isin(members.group_M, cuts.group_C[two_C])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hilander_dist.cluster.halves import (
     LEAST_CUTS,
+    LEAST_GAP,
     LEAST_MEMBERS,
     Cuts,
     Members,
@@ -168,6 +169,15 @@ def test_few_cuts_say_nothing_and_split_nothing() -> None:
     many_CF = np.repeat(cuts.numbers_CF, LEAST_CUTS, 0)
     for numbers_CF, enough in ((many_CF, True), (many_CF[1:], False), (many_CF[:0], False)):
         assert split_clusters(always(-20.0), members, K, cuts, usual_numbers(numbers_CF)).any() == enough
+
+
+def test_halves_with_as_probable_edges_across_as_inside_are_one() -> None:
+    _, nbr_MK, chance_MK = lists([20, 20], 0.7)
+    apart, alike = one_cluster(nbr_MK, chance_MK), one_cluster(nbr_MK, np.minimum(chance_MK, chance_MK[:, -1:]))
+    for members, split in ((apart, True), (alike, False)):
+        cuts = cut_clusters(members, K)
+        assert (cuts.numbers_CF[0, 0] < -LEAST_GAP) == split
+        assert split_clusters(always(-20.0), members, K, cuts, np.zeros(4)).any() == split
 
 
 def test_no_members_have_no_cuts() -> None:

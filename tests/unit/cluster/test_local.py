@@ -29,6 +29,7 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(
     shards: int, sure: bool, split: bool, join: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(halves, "LEAST_CUTS", 3)
+    monkeypatch.setattr(halves, "LEAST_GAP", -10.0)
     x_ND, class_N = with_duplicates(0, 1100, 12)
     torch.manual_seed(3)
     model = RelationalLander(ModelConfig(features="relational", hidden=8))

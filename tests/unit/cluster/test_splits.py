@@ -21,8 +21,9 @@ K = 12
 
 
 @pytest.fixture(autouse=True)
-def _few_cuts_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def _any_cut_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(halves, "LEAST_CUTS", 3)
+    monkeypatch.setattr(halves, "LEAST_GAP", -10.0)
 
 
 @pytest.fixture(scope="module")
