@@ -1,6 +1,7 @@
 """Training of a relational model's heads (``lander.relational.ClusterHead``): what both have in common."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional
 from hilander_dist.cluster.flow_links import flow_clusters
 from hilander_dist.cluster.flow_rounds import whole_trees
 from hilander_dist.cluster.local import graph_pairs, mean_shift, score_graph, tree_roots
+from hilander_dist.cluster.pairs import Clusters
 from hilander_dist.lander.relational import ClusterHead, RelationalLander
 from hilander_dist.tasks import Block
 
@@ -34,11 +36,20 @@ def most_common(group_N: np.ndarray, class_N: np.ndarray) -> np.ndarray:
     return np.asarray(table.argmax(1))
 
 
-def flow_labels(
-    model: RelationalLander, episode: Block, taus: Sequence[float]
-) -> Iterator[tuple[np.ndarray, float, np.ndarray]]:
-    """Log-odds of the edges, shift for the base rate of the mean probability, and clusters of the map equation, from 0 up, at each
-    tau; nothing where the episode is small."""
+class Flow(NamedTuple):
+    """An episode clustered by the map equation at one tau."""
+
+    logit_NK: np.ndarray
+    """float32 log-odds of the edges."""
+    shift: float
+    """For the base rate of the mean probability."""
+    clusters: Clusters
+    label_N: np.ndarray
+    """int64 cluster of each node, from 0 up."""
+
+
+def flow_episode(model: RelationalLander, episode: Block, taus: Sequence[float]) -> Iterator[Flow]:
+    """The episode's clusters at each tau; none where it is small."""
     nbr_NK = episode["nbr_NK"].astype(np.int64)
     if not is_large(nbr_NK):
         return
@@ -48,8 +59,8 @@ def flow_labels(
     shift = mean_shift(nbr_NK, logit_NK, model.calibration)
     for tau in taus:
         pairs = graph_pairs(nbr_NK, logit_NK, root_N, shift, tau)
-        group_R = flow_clusters(*whole_trees(pairs))[1]
-        yield logit_NK, shift, group_R[np.searchsorted(pairs["root_M"], root_N)]
+        clusters, group_R = flow_clusters(*whole_trees(pairs))
+        yield Flow(logit_NK, shift, clusters, group_R[np.searchsorted(pairs["root_M"], root_N)])
 
 
 def fit_head(examples: list[Block], head: ClusterHead, seed: int) -> ClusterHead:

@@ -7,14 +7,11 @@ come from the map equation at several taus, and from random merges of pairs of o
 import numpy as np
 import ray
 
-from hilander_dist.cluster.flow_links import flow_clusters
-from hilander_dist.cluster.flow_rounds import whole_trees
-from hilander_dist.cluster.local import graph_pairs, mean_shift, score_graph, tree_roots
 from hilander_dist.cluster.pairs import Clusters, contract, pair_inputs
 from hilander_dist.exchange import concat_blocks, take_rows
 from hilander_dist.lander.episode_course import read_episode
 from hilander_dist.lander.relational import PAIR_INPUTS, ClusterHead, RelationalLander, pair_head
-from hilander_dist.pipeline.head_training import fit_head, is_large, most_common
+from hilander_dist.pipeline.head_training import fit_head, flow_episode, most_common
 from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.tasks import Block, Tasks
 
@@ -51,25 +48,19 @@ def pair_examples(model: RelationalLander, uri: str, seed: int) -> Block:
     probability: the clusters that tell the other one are made with this head.
     """
     episode = read_episode(uri)
-    nbr_NK, class_N = episode["nbr_NK"].astype(np.int64), np.unique(episode["label_N"], return_inverse=True)[1]
+    neighbours, class_N = episode["nbr_NK"].shape[1], np.unique(episode["label_N"], return_inverse=True)[1]
     found: list[Block] = []
     rng = np.random.default_rng([seed, *uri.encode()[-40:]])
-    if is_large(nbr_NK) and not episode["grouped_1"][0]:
-        logit_NK, density_N = score_graph(model, episode)
-        assert model.calibration is not None
-        root_N = tree_roots(nbr_NK, logit_NK, density_N, model.calibration)
-        shift = mean_shift(nbr_NK, logit_NK, model.calibration)
-        for tau in TAUS:
-            pair = graph_pairs(nbr_NK, logit_NK, root_N, shift, tau)
-            clusters, group_R = flow_clusters(*whole_trees(pair))
-            group_N = group_R[np.searchsorted(pair["root_M"], root_N)]
+    if not episode["grouped_1"][0]:
+        for flow in flow_episode(model, episode, TAUS):
+            clusters, group_N = flow.clusters, flow.label_N
             for _ in range(ROUNDS):
                 if len(clusters.u_E) == 0:
                     break
                 class_C = most_common(group_N, class_N)
                 same_E = class_C[clusters.u_E] == class_C[clusters.v_E]
                 weight_E = np.sqrt(np.minimum(clusters.size_C[clusters.u_E], clusters.size_C[clusters.v_E]))
-                inputs_EF = pair_inputs(clusters, nbr_NK.shape[1])
+                inputs_EF = pair_inputs(clusters, neighbours)
                 found.append({"inputs_EF": inputs_EF, "same_E": same_E, "weight_E": weight_E.astype(np.float32)})
                 into_C = _random_merges(clusters, same_E, rng)
                 clusters, group_N = contract(clusters, into_C), into_C[group_N]

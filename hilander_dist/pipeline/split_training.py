@@ -15,7 +15,7 @@ from hilander_dist.cluster.local import graph_members, graph_neighbourhood, part
 from hilander_dist.exchange import concat_blocks, take_rows
 from hilander_dist.lander.episode_course import read_episode
 from hilander_dist.lander.relational import HALF_INPUTS, ClusterHead, RelationalLander, join_head, split_head
-from hilander_dist.pipeline.head_training import fit_head, flow_labels, most_common
+from hilander_dist.pipeline.head_training import fit_head, flow_episode, most_common
 from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.tasks import Block, Tasks
 
@@ -57,7 +57,7 @@ def split_examples(model: RelationalLander, uri: str) -> Block:
     episode = read_episode(uri)
     nbr_NK, class_N = episode["nbr_NK"].astype(np.int64), np.unique(episode["label_N"], return_inverse=True)[1]
     found = [_nothing()]
-    for logit_NK, shift, label_N in flow_labels(model, episode, SPLIT_TAUS):
+    for logit_NK, shift, _, label_N in flow_episode(model, episode, SPLIT_TAUS):
         node_M, members = graph_members(nbr_NK, logit_NK, shift, label_N)
         cuts = cut_clusters(members, nbr_NK.shape[1])
         if len(cuts.group_C) < LEAST_CUTS:
@@ -74,7 +74,7 @@ def join_examples(model: RelationalLander, uri: str, seed: int) -> Block:
     nbr_NK, class_N = episode["nbr_NK"].astype(np.int64), np.unique(episode["label_N"], return_inverse=True)[1]
     neighbours = nbr_NK.shape[1]
     found = [_nothing()]
-    for logit_NK, shift, merged_N in flow_labels(model, episode, JOIN_TAUS):
+    for logit_NK, shift, _, merged_N in flow_episode(model, episode, JOIN_TAUS):
         node_M, members = graph_members(nbr_NK, logit_NK, shift, merged_N)
         cuts = cut_clusters(members, neighbours)
         if len(cuts.group_C) < LEAST_CUTS:
