@@ -67,6 +67,10 @@ class Calibration(_Options):
     than a neighbour list; surer ones (``cluster.pairs.SURE``) from .5 up. At .7, .8 and .9 clinc150 left out has .830/.846,
     .840/.852 and .840/.852 (two networks), caltech101 .938/.845, .932/.843 and .877/.825 (three)."""
 
+    rest: float = Field(default=0.0, ge=0)
+    """Relational: weight, in sure edges, with which the walk of the map equation stays at each node. Else what is held by weak edges
+    alone is merged as if they were strong."""
+
     join_tau: float = Field(default=0.6, gt=0, lt=1)
     """Relational: in the end, two clusters of up to three lists together join above this probability (``cluster.joins``). At .5, .6
     and .7 the mean F of four sets left out is .727/.757, .738/.769 and .737/.769, of the general checkpoint .777/.794, .776/.793 and

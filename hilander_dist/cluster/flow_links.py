@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hilander_dist.cluster.base_rate import FAR, FIRST_TAU, base_rate_shift, least_shift, moved_shift
-from hilander_dist.cluster.flow import edge_weights, merge_flow
+from hilander_dist.cluster.flow import WEIGHT_ONE, edge_weights, merge_flow
 from hilander_dist.cluster.flow_rounds import (
     alone,
     at_both_ends,
@@ -73,6 +73,7 @@ class Forest:
     k: int
     pair_tau: float
     join_tau: float
+    rest: float
 
 
 def link_by_relations(
@@ -83,7 +84,7 @@ def link_by_relations(
     Args:
         model: the network.
         model_ref: the network in the object store.
-        calibration: what training found out: ``base_rate``, ``forest_tau``, ``pair_tau`` and ``join_tau``.
+        calibration: what training found out: ``base_rate``, ``forest_tau``, ``pair_tau``, ``join_tau`` and ``rest``.
         k: length of the neighbour lists, the node itself included.
         tau: edges with a corrected probability up to this carry no weight.
         whitened: vectors were, by clusters; see ``base_rate.moved_shift``.
@@ -160,6 +161,7 @@ def score_forest(
         k,
         calibration.pair_tau,
         calibration.join_tau,
+        calibration.rest,
     )
 
 
@@ -202,6 +204,7 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
             forest.halo.local[s],
             forest.shift,
             tau,
+            forest.rest,
         )
         for s in range(S)
     ]
@@ -258,15 +261,23 @@ def _tree_pairs(
     local_NK: np.ndarray,
     shift: float,
     tau: float,
+    rest: float,
 ) -> Block:
     table_T = make_table(pointers, away)["pointer_N"]
     real_NK = local_NK >= 0
     own_E = np.broadcast_to(pointers["pointer_N"][:, None], local_NK.shape)[real_NK]
-    return tree_pairs(pointers["pointer_N"], own_E, table_T[local_NK[real_NK]], scores["logit_NK"][real_NK], shift, tau)
+    other_E, logit_E = table_T[local_NK[real_NK]], scores["logit_NK"][real_NK]
+    return tree_pairs(pointers["pointer_N"], own_E, other_E, logit_E, shift, tau, rest)
 
 
 def tree_pairs(
-    root_N: np.ndarray, own_E: np.ndarray, other_E: np.ndarray, logit_E: np.ndarray, shift: float, tau: float
+    root_N: np.ndarray,
+    own_E: np.ndarray,
+    other_E: np.ndarray,
+    logit_E: np.ndarray,
+    shift: float,
+    tau: float,
+    rest: float,
 ) -> Block:
     """Edges by the pair of trees at their ends, and the trees' sizes.
 
@@ -277,12 +288,14 @@ def tree_pairs(
         logit_E: its log-odds.
         shift: of the level's base rate.
         tau: edges up to this probability have no weight.
+        rest: see ``config.Calibration``.
 
     Returns:
         As of ``flow_rounds.pair_up``.
     """
     p1_E = chances(logit_E, shift)
-    return pair_up(root_N, own_E, other_E, edge_weights(p1_E, tau), np.rint(p1_E * CHANCE_ONE).astype(np.int64))
+    chance_E = np.rint(p1_E * CHANCE_ONE).astype(np.int64)
+    return pair_up(root_N, own_E, other_E, edge_weights(p1_E, tau), chance_E, round(rest * WEIGHT_ONE))
 
 
 def merge_trees(

@@ -118,7 +118,12 @@ def merge_round(
 
 
 def pair_up(
-    root_N: np.ndarray, own_E: np.ndarray, other_E: np.ndarray, weight_E: np.ndarray, chance_E: np.ndarray
+    root_N: np.ndarray,
+    own_E: np.ndarray,
+    other_E: np.ndarray,
+    weight_E: np.ndarray,
+    chance_E: np.ndarray,
+    rest: int = 0,
 ) -> Block:
     """Edges by the pair of trees at their ends, and the trees' sizes.
 
@@ -128,15 +133,16 @@ def pair_up(
         other_E: root of its neighbour.
         weight_E: int64 weights.
         chance_E: int64 probabilities in units of 2**-20.
+        rest: weight that each node has at its end besides.
 
     Returns:
-        root_M and size_M of the trees; u_E <= v_E (equal for edges inside a tree), weight_E, count_E, chance_E.
+        root_M, size_M and rest_M of the trees; u_E <= v_E (equal for edges inside a tree), weight_E, count_E, chance_E.
     """
     ones_E = np.ones(len(own_E), dtype=np.int64)
     u_E, v_E, weight_E, count_E, chance_E = sum_pairs(own_E, other_E, weight_E, ones_E, chance_E)
     root_M, size_M = np.unique(root_N, return_counts=True)
     pairs = {"u_E": u_E, "v_E": v_E, "weight_E": weight_E, "count_E": count_E, "chance_E": chance_E}
-    return {**pairs, "root_M": root_M, "size_M": size_M}
+    return {**pairs, "root_M": root_M, "size_M": size_M, "rest_M": size_M * rest}
 
 
 def send_trees(pairs: Block, starts: Starts) -> Any:
@@ -145,6 +151,7 @@ def send_trees(pairs: Block, starts: Starts) -> Any:
     at_M, at_u_E, at_v_E = (np.searchsorted(id_C, pairs[name]) for name in ("root_M", "u_E", "v_E"))
     sums = {name: np.zeros(len(id_C), dtype=np.int64) for name in _SUMS}
     np.add.at(sums["size_C"], at_M, pairs["size_M"])
+    np.add.at(sums["total_C"], at_M, pairs["rest_M"])
     for at_E in (at_u_E, at_v_E):  # An edge inside a tree has both ends there.
         np.add.at(sums["total_C"], at_E, pairs["weight_E"])
     inside_E = at_u_E == at_v_E

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, count_best, least_shift, moved_shift
-from hilander_dist.cluster.decode import decode_links, parent_positions
+from hilander_dist.cluster.decode import decode_links, densest_of_groups, parent_positions
 from hilander_dist.cluster.flow_links import merge_trees, tree_pairs
 from hilander_dist.cluster.flow_rounds import whole_trees
 from hilander_dist.cluster.halves import Members, cut_clusters, split_clusters, usual_numbers
@@ -45,7 +45,7 @@ def label_graph(
         logit_NK: log-odds of the edges.
         density_N: of the nodes.
         model: with its heads.
-        calibration: forest_tau, pair_tau, join_tau and base_rate count.
+        calibration: forest_tau, pair_tau, join_tau, rest and base_rate count.
         taus: edges with a corrected probability up to this carry no weight.
     """
     nbr_NK = nbr_NK.astype(np.int64)
@@ -59,7 +59,7 @@ def label_graph(
     found = []
     for tau in taus:
         merged_N = _merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau)
-        found.append(_split_and_join(model, nbr_NK, logit_NK, shift, merged_N, calibration.join_tau))
+        found.append(_split_and_join(model, nbr_NK, logit_NK, density_N, shift, merged_N, calibration.join_tau))
     return np.stack(found)
 
 
@@ -79,11 +79,13 @@ def mean_shift(nbr_NK: np.ndarray, logit_NK: np.ndarray, calibration: Calibratio
     return max(shift, _least(nbr_NK, logit_NK))
 
 
-def graph_pairs(nbr_NK: np.ndarray, logit_NK: np.ndarray, root_N: np.ndarray, shift: float, tau: float) -> Block:
+def graph_pairs(
+    nbr_NK: np.ndarray, logit_NK: np.ndarray, root_N: np.ndarray, shift: float, tau: float, rest: float
+) -> Block:
     """``flow_links.tree_pairs`` of a whole graph."""
     real_NK = nbr_NK >= 0
     own_E = np.broadcast_to(root_N[:, None], nbr_NK.shape)[real_NK]
-    return tree_pairs(root_N, own_E, root_N[nbr_NK[real_NK]], logit_NK[real_NK], shift, tau)
+    return tree_pairs(root_N, own_E, root_N[nbr_NK[real_NK]], logit_NK[real_NK], shift, tau, rest)
 
 
 def graph_members(
@@ -136,7 +138,7 @@ def _merge(
     tau: float,
 ) -> np.ndarray:
     """The cluster of each node with ``shift`` added to all log-odds, int64 (N)."""
-    pairs = graph_pairs(nbr_NK, logit_NK, root_N, shift, tau)
+    pairs = graph_pairs(nbr_NK, logit_NK, root_N, shift, tau, calibration.rest)
     group_R = merge_trees(model, nbr_NK.shape[1], calibration.pair_tau, *whole_trees(pairs))
     first_G = np.unique(group_R, return_index=True)[1]
     label_N: np.ndarray = pairs["root_M"][first_G][group_R][np.searchsorted(pairs["root_M"], root_N)]
@@ -147,6 +149,7 @@ def _split_and_join(
     model: RelationalLander,
     nbr_NK: np.ndarray,
     logit_NK: np.ndarray,
+    density_N: np.ndarray,
     shift: float,
     label_N: np.ndarray,
     join_tau: float,
@@ -157,5 +160,9 @@ def _split_and_join(
     cuts = cut_clusters(members, neighbours)
     usual = usual_numbers(cuts.numbers_CF)
     split_N = part_labels(node_M, members, split_clusters(model.split, members, neighbours, cuts, usual))
+    # Of equal pairs the first ones join: clusters stand in the order of their densest nodes, as over shards.
+    id_N = np.arange(len(split_N))
+    densest = densest_of_groups({"group_R": split_N, "density_R": density_N, "id_R": id_N, "position_R": id_N})
+    split_N = np.argsort(np.argsort(densest["position_R"]))[split_N]
     found = graph_neighbourhood(nbr_NK, logit_NK, shift, split_N)
     return np.asarray(join_clusters(model.join, found, neighbours, usual, join_tau)[split_N])

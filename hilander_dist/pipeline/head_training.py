@@ -58,7 +58,7 @@ def flow_episode(model: RelationalLander, episode: Block, taus: Sequence[float])
     root_N = tree_roots(nbr_NK, logit_NK, density_N, model.calibration)
     shift = mean_shift(nbr_NK, logit_NK, model.calibration)
     for tau in taus:
-        pairs = graph_pairs(nbr_NK, logit_NK, root_N, shift, tau)
+        pairs = graph_pairs(nbr_NK, logit_NK, root_N, shift, tau, model.calibration.rest)
         clusters, group_R = flow_clusters(*whole_trees(pairs))
         yield Flow(logit_NK, shift, clusters, group_R[np.searchsorted(pairs["root_M"], root_N)])
 

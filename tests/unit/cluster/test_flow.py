@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,3 +163,12 @@ def test_sum_pairs_ignores_direction_and_order() -> None:
 def test_weights_are_the_excess_over_tau() -> None:
     weight = edge_weights(np.array([[1.0, 0.75, 0.5, 0.2]]), 0.5)
     assert weight.tolist() == [[WEIGHT_ONE, WEIGHT_ONE / 2, 0, 0]]
+
+
+@pytest.mark.parametrize(("weight", "rest", "groups"), [(0.02, 0.0, 50), (0.02, 2.0, 100), (0.9, 2.0, 50)])
+def test_who_rests_is_not_merged_by_weak_edges_alone(weight: float, rest: float, groups: int) -> None:
+    # 50 pairs of nodes with one edge each.
+    u_E, v_E = np.arange(0, 100, 2), np.arange(1, 100, 2)
+    weight_E = np.full(50, round(weight * WEIGHT_ONE))
+    total_C = np.full(100, round((weight + rest) * WEIGHT_ONE))
+    assert len(np.unique(merge_flow(total_C, u_E, v_E, weight_E))) == groups

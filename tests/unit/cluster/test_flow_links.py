@@ -57,9 +57,11 @@ def linked(nodes: Block, model: RelationalLander, shards: int, **calibration: An
     return links, joined(tasks, links.blocks), joined(tasks, level.nodes)
 
 
-@pytest.mark.parametrize("shards", [2, 3])
-def test_links_are_the_same_bytes_for_any_sharding(nodes: Block, model: RelationalLander, shards: int) -> None:
-    one, other = linked(nodes, model, 1, forest_tau=0.6), linked(nodes, model, shards, forest_tau=0.6)
+@pytest.mark.parametrize(("shards", "rest"), [(2, 0.0), (3, 0.0), (3, 2.0)])
+def test_links_are_the_same_bytes_for_any_sharding(
+    nodes: Block, model: RelationalLander, shards: int, rest: float
+) -> None:
+    one, other = (linked(nodes, model, S, forest_tau=0.6, rest=rest) for S in (1, shards))
     assert one[0].numbers == other[0].numbers
     for name, array in one[1].items():
         assert same_bytes(other[1][name], array), name

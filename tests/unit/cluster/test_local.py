@@ -46,7 +46,7 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(
                 if isinstance(layer, torch.nn.Linear):
                     layer.reset_parameters()
             model.join.out.bias.fill_(1)
-    calibration = Calibration(forest_tau=0.6)
+    calibration = Calibration(forest_tau=0.6, rest=0.5)
     tasks = LocalTasks()
     level, graph = laid_out(tasks, {"id_N": np.arange(len(x_ND)), "x_ND": x_ND}, shards, K)
     links = link_by_relations(model, put(model), calibration, K, calibration.tau)(tasks, level, graph, "level-0")

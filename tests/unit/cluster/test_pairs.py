@@ -68,7 +68,7 @@ def test_tree_pairs_add_up_edges_and_members() -> None:
     nbr_NK, logit_NK = graph(0, 30)
     root_N = np.arange(30) // 3 * 3
     own_E, other_E = np.repeat(root_N, K), root_N[nbr_NK].ravel()
-    pair = tree_pairs(root_N, own_E, other_E, logit_NK.ravel(), 0.0, 0.5)
+    pair = tree_pairs(root_N, own_E, other_E, logit_NK.ravel(), 0.0, 0.5, 0.0)
     expected = clusters_of(nbr_NK, logit_NK, root_N // 3)
     apart = pair["u_E"] != pair["v_E"]
     np.testing.assert_array_equal(pair["u_E"][apart], expected.u_E * 3)
