@@ -2,8 +2,8 @@
 
 A clusterer must not learn its training sets by heart: how large classes are, how hard the embedding is, how close classes
 stand, how many neighbours a list has against how many a class has. So each episode takes other classes, in other shares, moves
-classes together, blurs or projects the vectors, and has its own graph, of 80 or fewer neighbours. Which rows it takes is decided
-per row by a hash of (seed, episode, id).
+classes together, makes rows strangers, blurs or projects the vectors, and has its own graph, of 80 or fewer neighbours. Which
+rows it takes is decided per row by a hash of (seed, episode, id).
 
 Shapes: N rows, D dimensions, K = k - 1 neighbours, Q depths of lists, M of means, C classes.
 """
@@ -17,6 +17,7 @@ from hilander_dist.knn.local_means import edge_cosines, local_means
 from hilander_dist.knn.shared import count_shared
 from hilander_dist.lander.losses import hash_ids
 from hilander_dist.lander.relational import list_depths, mean_depths
+from hilander_dist.lander.strangers import make_strangers
 
 Block = dict[str, np.ndarray]
 
@@ -48,6 +49,17 @@ LEAST_GROUPED = 8
 CLOSEST = 0.25
 """Share of the distance to the mean of its group that a class keeps at least."""
 
+UNEVEN, MOST_UNEVEN = 0.5, 0.6
+OFFSET, LONGEST_OFFSET = 0.3, 2.0
+"""Shares of the training episodes in which some rows are noisier than others, as bad photos are, and in which all rows have
+something in common, as in many encoders; and how much. Both make hubs, which are neighbours of many rows."""
+
+STRANGE = 0.3
+"""Share of the training episodes in which rows are made strangers (``strangers``)."""
+
+STRANGERS = (0.2, 0.8)
+"""Share of the rows of such an episode that are."""
+
 VALIDATION_EPISODES = 2
 """Classes as they are, and with sizes spread evenly over all magnitudes."""
 
@@ -68,6 +80,12 @@ class Plan(NamedTuple):
     """Share of the dimensions that a random projection keeps; 1 for none."""
     group: float = 0.0
     """Classes in a group, on average, that are moved together; 0 for none."""
+    uneven: float = 0.0
+    """Standard deviation of the logarithm of the length of each row's noise."""
+    offset: float = 0.0
+    """Length of what is added to all rows alike."""
+    strangers: float = 0.0
+    """Share of the rows that are made strangers."""
 
 
 def held_out_classes(classes: int, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -78,13 +96,15 @@ def held_out_classes(classes: int, share: float, rng: np.random.Generator) -> np
     return held_C
 
 
-def plan_training(number: int, size_C: np.ndarray, rng: np.random.Generator) -> Plan:
+def plan_training(number: int, size_C: np.ndarray, rng: np.random.Generator, several: bool = True) -> Plan:
     """An episode of training.
 
     Args:
         number: of the episode; decides the list length and how class sizes are drawn.
         size_C: int64 rows of each class, 0 for those that are held out.
         rng: decides the rest.
+        several: sets are trained on. A network of one set meets that domain alone, with the hubs and the rows without company that
+            it has.
     """
     k = K_TRAINING[number % len(K_TRAINING)]
     rows = ROWS_LONG if k >= 60 else ROWS_SHORT
@@ -93,7 +113,13 @@ def plan_training(number: int, size_C: np.ndarray, rng: np.random.Generator) -> 
     project = float(rng.uniform(0.25, 0.75)) if rng.random() < 0.3 else 1.0
     grouped = rng.random() < GROUPED and len(class_M) >= LEAST_GROUPED
     group = float(rng.uniform(*CLASSES_A_GROUP)) if grouped else 0.0
-    return Plan(number, k, class_M, keep_M, noise, project, group)
+    plan = Plan(number, k, class_M, keep_M, noise, project, group)
+    if not several:
+        return plan
+    strangers = float(rng.uniform(*STRANGERS)) if rng.random() < STRANGE else 0.0
+    uneven = float(rng.uniform(0, MOST_UNEVEN)) if rng.random() < UNEVEN else 0.0
+    offset = float(rng.uniform(0, LONGEST_OFFSET)) if rng.random() < OFFSET else 0.0
+    return plan._replace(uneven=uneven, offset=offset, strangers=strangers)
 
 
 def plan_validation(number: int, size_C: np.ndarray, rng: np.random.Generator) -> Plan:
@@ -147,25 +173,33 @@ def build_episode(x_ND: np.ndarray, label_N: np.ndarray, plan: Plan, rng: np.ran
         x_ND: unit rows.
         label_N: int64 classes.
         plan: of the episode.
-        rng: for groups, noise and projection.
+        rng: for groups, strangers, noise, offset and projection.
 
     Returns:
-        nbr_NK int32 (-1 pads), sim_NK float32 (0 at pads), shared_NKQ uint8, cos_NKM int16, label_N int64, and grouped_1, whether
-        classes were moved together, bool.
+        nbr_NK int32 (-1 pads), sim_NK float32 (0 at pads), shared_NKQ uint8, cos_NKM int16, label_N int64, and plain_1, whether
+        neither classes were moved together nor rows made strangers, bool.
     """
     D = x_ND.shape[1]
     x_ND = x_ND.astype(np.float32)
     if plan.group:
         x_ND = move_together(x_ND, label_N, plan.group, rng)
+    if plan.strangers:
+        x_ND, label_N = make_strangers(x_ND, label_N, plan.strangers, rng)
     if plan.noise:
-        x_ND = x_ND + rng.normal(0, plan.noise / np.sqrt(D), x_ND.shape).astype(np.float32)
+        noise_ND = rng.normal(0, plan.noise / np.sqrt(D), x_ND.shape).astype(np.float32)
+        if plan.uneven:
+            noise_ND *= np.exp(rng.normal(0, plan.uneven, len(x_ND))).astype(np.float32)[:, None]
+        x_ND = x_ND + noise_ND
+    if plan.offset:
+        direction_D = rng.normal(size=D)
+        x_ND = x_ND + (plan.offset / np.linalg.norm(direction_D) * direction_D).astype(np.float32)
     if plan.project < 1:
         basis = np.linalg.qr(rng.normal(size=(D, max(2, int(D * plan.project)))))[0]
         x_ND = x_ND @ basis.astype(np.float32)
     x_ND = np.ascontiguousarray(_unit(x_ND))
     nbr_NK, sim_NK = exact_neighbours(x_ND, plan.k - 1)
     graph = {"nbr_NK": nbr_NK.astype(np.int32), "sim_NK": sim_NK, "label_N": label_N}
-    graph["grouped_1"] = np.array([plan.group > 0])
+    graph["plain_1"] = np.array([plan.group == 0 and plan.strangers == 0])
     return {**graph, **graph_relations(x_ND, nbr_NK, plan.k)}
 
 

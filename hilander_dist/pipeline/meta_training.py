@@ -30,6 +30,9 @@ from hilander_dist.monitor.log import logger
 from hilander_dist.run import Run
 from hilander_dist.tasks import Block, Loader, Ref, Tasks
 
+REST = 2.0
+"""``Calibration.rest`` of a network of several sets."""
+
 LEAST_CLASSES = 4
 """Two to train on, two to validate with."""
 
@@ -61,7 +64,7 @@ def draw_episodes(tasks: Tasks, run: Run, inputs: list[Ingested], sizes: list[Cl
     training, validation, shares = [], [], []
     built: list[Ref] = []
     for domain, (data, size) in enumerate(zip(inputs, sizes, strict=True)):
-        refs, paths = _draw(tasks, data, size.size_C, domain, config)
+        refs, paths = _draw(tasks, data, size.size_C, domain, len(inputs) > 1, config)
         built += refs
         shares.append([tasks.call(same_share, ref) for ref in refs[: config.train.episodes]])
         uris = tuple(run.work.child(path).uri for path in paths)
@@ -97,20 +100,23 @@ def make_course(episodes: Episodes, config: Config) -> EpisodeCourse:
         base_rate=round(episodes.base_rate, 6),
         whiten=several,
         join_tau=0.6 if several else 0.5,
+        rest=REST if several else 0.0,
     )
     return EpisodeCourse(
         episodes.training, episodes.validation, config.model, config.train, config.seed, calibration, score_episode
     )
 
 
-def _draw(tasks: Tasks, data: Ingested, size_C: Ref, domain: int, config: Config) -> tuple[list[Ref], list[str]]:
+def _draw(
+    tasks: Tasks, data: Ingested, size_C: Ref, domain: int, several: bool, config: Config
+) -> tuple[list[Ref], list[str]]:
     numbers = config.train.episodes + VALIDATION_EPISODES
     names = [f"training-{n:05d}" for n in range(config.train.episodes)]
     names += [f"validation-{n:05d}" for n in range(numbers - config.train.episodes)]
     paths = [f"episodes/{domain:03d}/{name}.safetensors" for name in names]
     if tasks.saved.issuperset(paths):
         return [tasks.load(path) for path in paths], paths
-    key = (config.seed, domain, config.train.episodes, config.train.holdout)
+    key = (config.seed, domain, config.train.episodes, config.train.holdout, several)
     picked = [tasks.call(_pick, part, size_C, key, numbers, returns=numbers) for part in data.parts]
     built = [
         tasks.call(_build, inbox, size_C, key, number, save=path)
@@ -119,12 +125,13 @@ def _draw(tasks: Tasks, data: Ingested, size_C: Ref, domain: int, config: Config
     return built, paths
 
 
-def make_plan(size_C: np.ndarray, key: tuple[int, int, int, float], number: int) -> Plan:
+def make_plan(size_C: np.ndarray, key: tuple[int, int, int, float, bool], number: int) -> Plan:
     """The plan of an episode: the first ones are for training, the others for validation on held-out classes."""
-    seed, domain, training, holdout = key
+    seed, domain, training, holdout, several = key
     held_C = held_out_classes(len(size_C), holdout, np.random.default_rng([seed, domain, 0]))
     if number < training:
-        return plan_training(number, np.where(held_C, 0, size_C), np.random.default_rng([seed, domain, 1, number]))
+        rng = np.random.default_rng([seed, domain, 1, number])
+        return plan_training(number, np.where(held_C, 0, size_C), rng, several)
     number -= training
     rng = np.random.default_rng([seed, domain, 2, number])
     return plan_validation(number, np.where(held_C, size_C, 0), rng)
@@ -143,13 +150,13 @@ def _shape(size_C: np.ndarray) -> tuple[int, int]:
     return int((size_C > 0).sum()), int(size_C.sum())
 
 
-def _pick(part: Loader, size_C: np.ndarray, key: tuple[int, int, int, float], numbers: int) -> Any:
+def _pick(part: Loader, size_C: np.ndarray, key: tuple[int, int, int, float, bool], numbers: int) -> Any:
     block = part()
     plans = [make_plan(size_C, key, number) for number in range(numbers)]
     return unpack([take_rows(block, pick_rows(block["id_N"], block["class_N"], plan, key[0])) for plan in plans])
 
 
-def _build(inbox: list[Block], size_C: np.ndarray, key: tuple[int, int, int, float], number: int) -> Block:
+def _build(inbox: list[Block], size_C: np.ndarray, key: tuple[int, int, int, float, bool], number: int) -> Block:
     rows = concat_blocks(inbox)
     order = np.argsort(rows["id_N"])
     rng = np.random.default_rng([key[0], key[1], 3, number])

@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 from hilander_dist.lander.episodes import (
     GROUPED,
     K_USED,
+    OFFSET,
     ROWS_VALIDATION,
+    STRANGE,
+    UNEVEN,
     VALIDATION_EPISODES,
     Plan,
     build_episode,
@@ -49,6 +52,17 @@ def test_about_half_of_the_episodes_of_many_classes_are_grouped() -> None:
         plans = [plan_training(number, np.full(classes, 30), rng(number)) for number in range(200)]
         assert np.mean([plan.group > 0 for plan in plans]) == pytest.approx(share, abs=0.1)
     assert not any(plan_validation(number, np.full(40, 30), rng(number)).group for number in range(VALIDATION_EPISODES))
+
+
+def test_episodes_of_several_sets_have_strangers_uneven_noise_and_offsets() -> None:
+    size_C = np.full(40, 30)
+    plans = [plan_training(number, size_C, rng(number)) for number in range(400)]
+    shares = [np.mean([getattr(plan, name) > 0 for plan in plans]) for name in ("strangers", "uneven", "offset")]
+    assert shares == pytest.approx([STRANGE, UNEVEN, OFFSET], abs=0.1)
+    for number, plan in enumerate(plans[:20]):
+        alone = plan_training(number, size_C, rng(number), several=False)
+        assert (alone.strangers, alone.uneven, alone.offset) == (0, 0, 0)
+        assert alone[:2] + alone[4:7] == plan[:2] + plan[4:7]
 
 
 def test_validation_takes_classes_as_they_are_and_of_all_sizes() -> None:
@@ -111,10 +125,27 @@ def test_an_episode_is_blurred_and_projected_and_knows_its_classes() -> None:
     hard = build_episode(x_ND, label_N, plain._replace(noise=3.0), rng())
     narrow = build_episode(x_ND, label_N, plain._replace(project=0.25), rng())
     close = build_episode(x_ND, label_N, plain._replace(group=4.0), rng())
+    strange = build_episode(x_ND, label_N, plain._replace(strangers=0.5), rng())
+    assert [bool(e["plain_1"][0]) for e in (clean, hard, narrow, close, strange)] == [True, True, True, False, False]
+    assert len(np.unique(strange["label_N"])) > len(np.unique(clean["label_N"])) + 50
+    assert same_share(strange) < same_share(clean)
     assert same_share(hard) < same_share(clean)
     assert same_share(close) < same_share(clean)
     assert (narrow["nbr_NK"] != clean["nbr_NK"]).any()
     assert np.isnan(same_share(build_episode(x_ND[:1], label_N[:1], plain, rng())))
+
+
+def test_uneven_noise_and_offsets_make_hubs() -> None:
+    x_ND, label_N = clustered(0, 600, 16, 10)
+    plain = Plan(0, 10, np.zeros(0, int), np.zeros(0), 0.8, 1.0)
+
+    def most_often(plan: Plan) -> float:
+        nbr_NK = build_episode(x_ND, label_N, plan, rng())["nbr_NK"]
+        return float(np.quantile(np.bincount(nbr_NK[nbr_NK >= 0], minlength=600), 0.98))
+
+    assert (
+        most_often(plain) < most_often(plain._replace(uneven=0.6)) < most_often(plain._replace(uneven=0.6, offset=2.0))
+    )
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.floats(1.0, 8.0))

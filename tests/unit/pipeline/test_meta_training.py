@@ -61,7 +61,7 @@ def test_episodes_do_not_depend_on_the_parts(tmp_path: Path) -> None:
 
 def test_validation_is_on_other_classes_than_training() -> None:
     size_C = np.full(30, 20)
-    plans = [make_plan(size_C, (0, 0, 8, 0.2), number) for number in range(8 + VALIDATION_EPISODES)]
+    plans = [make_plan(size_C, (0, 0, 8, 0.2, True), number) for number in range(8 + VALIDATION_EPISODES)]
     trained = {c for plan in plans[:8] for c in plan.class_M.tolist()}
     validated = {c for plan in plans[8:] for c in plan.class_M.tolist()}
     assert not trained & validated
