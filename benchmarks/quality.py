@@ -2,6 +2,8 @@
 
     python -m benchmarks.quality --data DIR [--sets ...] [--methods ...] [--seeds 0 1 2] [--json FILE]
     python -m benchmarks.quality --data DIR --rows-per-class 10 --methods "left out" ...
+    python -m benchmarks.quality --data DIR --rows-per-class long-tailed --sets omniglot --methods general ...
+    python -m benchmarks.quality --data DIR --sets faces --methods general ...
     python -m benchmarks.quality --data DIR --workers 1 2 4
 
 Everything is scored on the unseen half of each set's classes. What is trained or tuned, is on the other half:
@@ -11,8 +13,9 @@ Everything is scored on the unseen half of each set's classes. What is trained o
 - left out: the recipe of the general checkpoint without the set: nothing is known of the domain;
 - HDBSCAN, DBSCAN, HAC, FINCH, Infomap with their best parameters on the training half; k-means told the number of classes.
 
-``--rows-per-class`` takes so many rows of each unseen class, for classes that are small against the neighbour lists. LANDER is
-trained on the whole training halves, the others are tuned on as many rows of each training class.
+``--rows-per-class`` takes so many rows of each unseen class, for classes that are small against the neighbour lists, or
+``long-tailed``: one of most classes. LANDER is trained on the whole training halves, the others are tuned on as many rows of each
+training class. Sets of ``faces`` are synthetic (``benchmarks.faces``).
 
 ``--json`` keeps the rows in a file, and rows that it holds already are not measured again. ``--workers`` trains the
 relational model of one set with several numbers of workers instead and prints how far the final F differ.
@@ -34,6 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 
+from benchmarks.faces import KINDS, long_tailed, made_faces
 from benchmarks.peers import PEERS, run_kmeans
 from hilander_dist.config import load_config
 from hilander_dist.evaluate import contingency, scores
@@ -47,6 +51,9 @@ RAW = ("model.hidden=128", "train.epochs=60")
 
 RELATIONAL = ("model.features=relational",)
 TAU_STEPS = (-0.1, 0.1)
+
+LONG_TAILED = "long-tailed"
+"""Class sizes of ``benchmarks.faces``."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +141,14 @@ def measure_peer(halves: tuple[Half, Half], data: str, method: str, seed: int) -
     return Row(data, method, seed, found.pairwise.f, found.bcubed.f, found.nmi, found.clusters, classes, seconds)
 
 
-def thinned(half: Half, rows: int | None) -> Half:
+def thinned(half: Half, rows: str | None) -> Half:
     """So many rows of each class, drawn; all where ``rows`` is None."""
     if rows is None:
         return half
     rng = np.random.default_rng(0)
-    drawn = [rng.permutation(np.flatnonzero(half.label_N == c))[:rows] for c in np.unique(half.label_N)]
+    class_C = np.unique(half.label_N)
+    size_C = long_tailed(len(class_C), len(half.label_N), rng) if rows == LONG_TAILED else [int(rows)] * len(class_C)
+    drawn = [rng.permutation(np.flatnonzero(half.label_N == c))[:n] for c, n in zip(class_C, size_C, strict=True)]
     at = np.sort(np.concatenate(drawn))
     return Half(half.x_ND[at], half.label_N[at])
 
@@ -228,10 +237,10 @@ def _mean_f(final: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="directory with the .npz files")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--sets", nargs="+", choices=(*SETS, *KINDS), default=list(SETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rows-per-class", type=int, help="of the unseen classes; all by default")
+    parser.add_argument("--rows-per-class", help=f"of the unseen classes, a number or {LONG_TAILED}; all by default")
     parser.add_argument("--json", type=Path, help="keep the rows in this file")
     parser.add_argument("--workers", nargs="+", type=int, help="compare numbers of workers on the first of --sets")
     arguments = parser.parse_args()
@@ -240,6 +249,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Folder(Path(temporary))
         halves = {name: load_set(arguments.data, name) for name in SETS}
+        halves |= {name: made_faces(name) for name in arguments.sets if name in KINDS}
         small = arguments.rows_per_class
         for name, (train, unseen) in halves.items():
             folder.write(name, (train, thinned(unseen, small)))

@@ -91,8 +91,8 @@ def by_chance(weight: float = 1.0) -> ClusterHead:
 
 
 def test_mutual_best_pairs_merge_until_none_is_probable() -> None:
-    # Four clusters of 10 in a row: 0-1 .9, 1-2 .8, 2-3 .9, 0-3 .2; after 0+1 and 2+3, .8 and .2 are .5 on average.
-    size, inner = np.full(4, 10), np.full(4, 40)
+    # Four clusters of 40 in a row: 0-1 .9, 1-2 .8, 2-3 .9, 0-3 .2; after 0+1 and 2+3, .8 and .2 are .5 on average.
+    size, inner = np.full(4, 40), np.full(4, 40)
     u_E, v_E, count_E = np.array([0, 0, 1, 2]), np.array([1, 3, 2, 3]), np.array([10, 10, 10, 10])
     chance_E = np.rint(np.array([9, 2, 8, 9]) * CHANCE_ONE).astype(np.int64)
     clusters = Clusters(size, inner, np.rint(inner * 0.9 * CHANCE_ONE).astype(np.int64), u_E, v_E, count_E, chance_E)
@@ -101,18 +101,21 @@ def test_mutual_best_pairs_merge_until_none_is_probable() -> None:
     assert merge_pairs(by_chance(), clusters, K, 0.95).tolist() == [0, 1, 2, 3]
 
 
-def test_clusters_that_are_not_larger_than_a_list_stay_apart() -> None:
-    size, one = np.array([K + 1, K + 1, K, K]), np.ones(3, dtype=np.int64)
-    sure = np.full(3, round(0.9 * CHANCE_ONE))
-    clusters = Clusters(size, np.zeros(4, int), np.zeros(4, int), np.array([0, 1, 2]), np.array([1, 2, 3]), one, sure)
-    assert merge_pairs(by_chance(), clusters, K, 0.5).tolist() == [0, 0, 1, 2]
+@pytest.mark.parametrize(
+    ("first", "second", "merged"), [(K + 1, 4 * K, True), (K, 9 * K, False), (K + 1, 4 * K - 1, False)]
+)
+def test_clusters_merge_if_each_is_larger_than_a_list_and_both_than_five(first: int, second: int, merged: bool) -> None:
+    size, none = np.array([first, second]), np.zeros(2, dtype=np.int64)
+    sure = np.array([round(0.9 * CHANCE_ONE)])
+    clusters = Clusters(size, none, none, np.array([0]), np.array([1]), np.array([1]), sure)
+    assert merge_pairs(by_chance(), clusters, K, 0.5).tolist() == [0, 0 if merged else 1]
 
 
 @pytest.mark.parametrize(("chance", "weight", "merged"), [(0.97, 0.3, True), (0.9, 0.3, False), (0.97, -0.3, False)])
 def test_a_sure_pair_merges_unless_the_head_speaks_against_it(chance: float, weight: float, merged: bool) -> None:
     # The head says .74 of .97, .66 of .9, and .26 of .97 with a negative weight: never above pair_tau.
     chance_E = np.array([round(20 * chance * CHANCE_ONE)])
-    one, inner = np.array([K + 1, K + 1]), np.array([30, 30])
+    one, inner = np.array([3 * K, 3 * K]), np.array([30, 30])
     clusters = Clusters(
         one, inner, np.rint(inner * CHANCE_ONE).astype(int), np.array([0]), np.array([1]), np.array([20]), chance_E
     )
