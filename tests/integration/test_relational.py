@@ -37,7 +37,7 @@ UNSEEN, UNSEEN_CLASSES = 1500, 30
 
 def small(*overrides: str) -> Config:
     return load_config(
-        overrides=["model.features=relational", "model.hidden=8", "train.episodes=12", "train.epochs=2", *overrides]
+        overrides=["model.features=relational", "model.hidden=8", "train.episodes=20", "train.epochs=2", *overrides]
     )
 
 

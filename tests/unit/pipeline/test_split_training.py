@@ -36,7 +36,7 @@ def episode(where: Path, rows: int, k: int, group: float = 0.0) -> str:
 
 @pytest.mark.parametrize("group", [0.0, 3.0])
 def test_examples_are_cuts_of_clusters(model: RelationalLander, tmp_path: Path, group: float) -> None:
-    uri = episode(tmp_path, 900, 40, group)
+    uri = episode(tmp_path, 1200, 40, group)
     examples = split_examples(model, uri)
     assert examples["inputs_EF"].shape == (len(examples["same_E"]), HALF_INPUTS)
     assert 0 < examples["same_E"].mean() < 1
