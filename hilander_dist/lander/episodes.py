@@ -55,7 +55,8 @@ OFFSET, LONGEST_OFFSET = 0.3, 2.0
 something in common, as in many encoders; and how much. Both make hubs, which are neighbours of many rows."""
 
 STRANGE = 0.3
-"""Share of the training episodes in which rows are made strangers (``strangers``)."""
+"""Share of the training episodes in which rows are made strangers (``strangers``). At .5, with as little as a tenth of the
+directions mirrored, texts left out are taken for strangers (mean probability .40 of .86, clinc150 .83/.83, 2.4 clusters a class)."""
 
 STRANGERS = (0.2, 0.8)
 """Share of the rows of such an episode that are."""
