@@ -181,14 +181,14 @@ def ray_of(cpus: int) -> Iterator[None]:
 def format_rows(rows: list[Row]) -> str:
     """One line per set and method: means over seeds, and the largest distance from the mean."""
     names = ("pair F", "+-", "BCub F", "+-", "NMI", "clusters", "/ true", "seconds", "F lost")
-    lines = [f"{'data':12}{'method':18}" + "".join(f"{name:>9}" for name in names)]
+    lines = [f"{'data':22}{'method':18}" + "".join(f"{name:>9}" for name in names)]
     for data, method in dict.fromkeys((row.data, row.method) for row in rows):
         same = [row for row in rows if (row.data, row.method) == (data, method)]
         table = np.array([(row.pairwise_f, row.bcubed_f, row.nmi, row.clusters, row.seconds) for row in same])
         mean, spread = table.mean(0), np.abs(table - table.mean(0)).max(0)
         lost = [row.f_lost for row in same if row.f_lost is not None]
         lines.append(
-            f"{data:12}{method:18}{mean[0]:>9.3f}{spread[0]:>9.3f}{mean[1]:>9.3f}{spread[1]:>9.3f}{mean[2]:>9.3f}"
+            f"{data:22}{method:18}{mean[0]:>9.3f}{spread[0]:>9.3f}{mean[1]:>9.3f}{spread[1]:>9.3f}{mean[2]:>9.3f}"
             f"{mean[3]:>9.0f}{mean[3] / same[0].classes:>9.2f}{mean[4]:>9.1f}"
             + (f"{max(lost):>9.3f}" if lost else f"{'-':>9}")
         )
