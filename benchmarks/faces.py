@@ -1,7 +1,7 @@
 """Sets in which most classes have a single row, as people in photos do.
 
 Class sizes are those of Labeled Faces in the Wild: of 5,749 people 4,069 have one photo, few have more than ten, one has 530.
-``long_tailed`` gives them to the classes of any set; ``made_faces`` are synthetic: no embeddings of faces are at hand.
+``sizes_of_classes`` gives them to the classes of any set; ``made_faces`` are synthetic: no embeddings of faces are at hand.
 """
 
 from typing import NamedTuple
@@ -38,7 +38,7 @@ KINDS = {
 }
 
 
-def long_tailed(classes: int, most: int, rng: np.random.Generator) -> np.ndarray:
+def sizes_of_classes(classes: int, most: int, rng: np.random.Generator) -> np.ndarray:
     """Rows of each class, int64, at most ``most``."""
     few = np.repeat(list(PHOTOS), list(PHOTOS.values()))
     many = np.minimum(11 * rng.random(MANY) ** (-1 / 1.2), MOST).astype(np.int64)
@@ -54,7 +54,7 @@ def made_faces(name: str) -> tuple[Half, Half]:
 
 def _half(kind: Kind, seed: int) -> Half:
     rng = np.random.default_rng(seed)
-    size_C = long_tailed(PEOPLE, MOST, rng)
+    size_C = sizes_of_classes(PEOPLE, MOST, rng)
     size_C[0] = MOST
     label_N = np.repeat(np.arange(PEOPLE), size_C)
     scale_D = 1 / np.sqrt(1 + np.arange(kind.dim) / kind.directions)

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 
-from benchmarks.faces import KINDS, long_tailed, made_faces
+from benchmarks.faces import KINDS, made_faces, sizes_of_classes
 from benchmarks.peers import PEERS, run_kmeans
 from hilander_dist.config import load_config
 from hilander_dist.evaluate import contingency, scores
@@ -141,13 +141,19 @@ def measure_peer(halves: tuple[Half, Half], data: str, method: str, seed: int) -
     return Row(data, method, seed, found.pairwise.f, found.bcubed.f, found.nmi, found.clusters, classes, seconds)
 
 
-def thinned(half: Half, rows: str | None) -> Half:
+def rows_option(text: str) -> int | str:
+    """``--rows-per-class``."""
+    return text if text == LONG_TAILED else int(text)
+
+
+def thinned(half: Half, rows: int | str | None) -> Half:
     """So many rows of each class, drawn; all where ``rows`` is None."""
     if rows is None:
         return half
     rng = np.random.default_rng(0)
     class_C = np.unique(half.label_N)
-    size_C = long_tailed(len(class_C), len(half.label_N), rng) if rows == LONG_TAILED else [int(rows)] * len(class_C)
+    most = len(half.label_N)
+    size_C = sizes_of_classes(len(class_C), most, rng) if rows == LONG_TAILED else np.full(len(class_C), rows)
     drawn = [rng.permutation(np.flatnonzero(half.label_N == c))[:n] for c, n in zip(class_C, size_C, strict=True)]
     at = np.sort(np.concatenate(drawn))
     return Half(half.x_ND[at], half.label_N[at])
@@ -240,7 +246,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=(*SETS, *KINDS), default=list(SETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rows-per-class", help=f"of the unseen classes, a number or {LONG_TAILED}; all by default")
+    parser.add_argument(
+        "--rows-per-class", type=rows_option, help=f"of the unseen classes, a number or {LONG_TAILED}; all by default"
+    )
     parser.add_argument("--json", type=Path, help="keep the rows in this file")
     parser.add_argument("--workers", nargs="+", type=int, help="compare numbers of workers on the first of --sets")
     arguments = parser.parse_args()

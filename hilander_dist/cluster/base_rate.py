@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 FIRST_TAU = 0.55
-"""Tau of the merges that tell the base rate: the middle of those among which one is chosen (``pipeline.calibration``). Were it
+"""Tau of the merges that tell the base rate, about the middle of those among which one is chosen (``pipeline.calibration``). Were it
 the tau that is asked for, a higher one would also find a lower base rate: off by .1, omniglot lost .14 of F, so .05."""
 
 FAR = 2.5

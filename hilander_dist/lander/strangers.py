@@ -5,7 +5,7 @@ many rows of each, so rows that nothing belongs to are not met there: whatever a
 stranger is a row mirrored along some of the principal directions of the episode, drawn for it: the spread of all rows stays as it is
 along each direction, and the more directions are mirrored the less the row is like its former class.
 
-Shapes: N rows, D dimensions, P strangers' classes.
+Shapes: N rows, D dimensions, M strangers, P classes of them.
 """
 
 import numpy as np
@@ -32,15 +32,15 @@ def make_strangers(
     if len(strange) == 0:
         return x_ND, label_N
     strange = strange[np.argsort(label_N[strange], kind="stable")]
-    former_P = label_N[strange]
-    first = np.r_[True, (former_P[1:] != former_P[:-1]) | (rng.random(len(strange) - 1) >= JOINED)]
-    class_P = np.cumsum(first) - 1
+    former_M = label_N[strange]
+    first = np.r_[True, (former_M[1:] != former_M[:-1]) | (rng.random(len(strange) - 1) >= JOINED)]
+    class_M = np.cumsum(first) - 1
     mean_D = x_ND.mean(0)
     centred_ND = x_ND - mean_D
     direction_DD = np.linalg.eigh(centred_ND.T @ centred_ND)[1].astype(np.float32)
-    sign_PD = np.where(rng.random((class_P[-1] + 1, x_ND.shape[1])) < rng.uniform(*MIRRORED), -1, 1).astype(np.float32)
-    mirrored_PD = (centred_ND[strange] @ direction_DD * sign_PD[class_P]) @ direction_DD.T + mean_D
+    sign_PD = np.where(rng.random((class_M[-1] + 1, x_ND.shape[1])) < rng.uniform(*MIRRORED), -1, 1).astype(np.float32)
+    mirrored_MD = (centred_ND[strange] @ direction_DD * sign_PD[class_M]) @ direction_DD.T + mean_D
     x_ND, label_N = x_ND.copy(), label_N.copy()
-    x_ND[strange] = mirrored_PD / np.maximum(np.linalg.norm(mirrored_PD, axis=1, keepdims=True), 1e-12)
-    label_N[strange] = label_N.max() + 1 + class_P
+    x_ND[strange] = mirrored_MD / np.maximum(np.linalg.norm(mirrored_MD, axis=1, keepdims=True), 1e-12)
+    label_N[strange] = label_N.max() + 1 + class_M
     return x_ND, label_N
