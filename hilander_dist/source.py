@@ -84,31 +84,32 @@ def open_source(uri: str, columns: InputConfig, need_label: bool = False) -> Sou
     root, files = list_inputs(uri)
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         heads = list(pool.map(lambda info: _read_head(root, info, columns, need_label), files))
-    for info, head in zip(files, heads, strict=True):
-        if (head.id_type, head.label_type) != (heads[0].id_type, heads[0].label_type):
+    # A file without rows may have columns of no type, as pandas writes them.
+    full = [(info, head) for info, head in zip(files, heads, strict=True) if head.units]
+    if not full:
+        raise InputError(f"{uri}: no rows in {len(files)} file(s): nothing to do")
+    first_info, first = full[0]
+    for info, head in full:
+        if (head.id_type, head.label_type) != (first.id_type, first.label_type):
             raise InputError(
-                f"{root.uri}/{info.path}: its id or label column differs in type from that of {files[0].path}: "
+                f"{root.uri}/{info.path}: its id or label column differs in type from that of {first_info.path}: "
                 "write both files alike"
             )
-    first = heads[0]
     if need_label and first.label_type is None:
         raise InputError(
             f"{uri}: no column {columns.label_column!r}: labels are needed here; name theirs with --set input.label_column=..."
         )
     units: list[Unit] = []
     row = 0
-    for head in heads:
+    for _, head in full:
         for unit in head.units:
             units.append(replace(unit, index=len(units), first_row=row))
             row += unit.rows
-    if row == 0:
-        raise InputError(f"{uri}: no rows in {len(files)} file(s): nothing to do")
-    dims = [head.dim for head in heads]
-    dim = next((d for d in dims if d), 0) or _first_length(root, units, columns)
-    for info, other in zip(files, dims, strict=True):
-        if other and other != dim:
+    dim = next((head.dim for _, head in full if head.dim), 0) or _first_length(root, units, columns)
+    for info, head in full:
+        if head.dim and head.dim != dim:
             raise InputError(
-                f"{root.uri}/{info.path}: embeddings of {other} dimensions, but {dim} elsewhere in the input"
+                f"{root.uri}/{info.path}: embeddings of {head.dim} dimensions, but {dim} elsewhere in the input"
             )
     return Source(uri, root, tuple(files), tuple(units), dim, first.id_type, first.label_type is not None, columns)
 
@@ -131,6 +132,7 @@ def read_unit(source: Source, unit: Unit) -> pa.Table:
 @dataclass(frozen=True)
 class _Head:
     units: tuple[Unit, ...]
+    """Without any, nothing else counts."""
     dim: int
     """0 where the footer does not tell (lists of any length)."""
     id_type: str
@@ -160,6 +162,8 @@ def _read_head(root: Storage, info: FileInfo, columns: InputConfig, need_label: 
             raise InputError(
                 f"{where}: no column {name!r} (there are: {', '.join(schema.names)}): name yours with --set input.{option}=..."
             )
+    if metadata.num_rows == 0:
+        return _Head((), 0, "", None)
     id_type = _key_type(schema.field(columns.id_column).type)
     if id_type is None:
         raise _unusable_key(schema.field(columns.id_column).type, where, columns.id_column)

@@ -186,6 +186,13 @@ def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
     assert "no rows in 1 file(s)" in refusal(tmp_path / "b.npy")
 
 
+def test_the_types_of_a_file_without_rows_do_not_count(tmp_path: Path) -> None:
+    untyped = pa.table({name: pa.nulls(0) for name in ("id", "embedding", "label")})
+    assert "no rows in 1 file(s)" in refusal(write(tmp_path / "a.parquet", untyped), need_label=True)
+    write(tmp_path / "b.parquet", table(3))
+    assert everything(open_source(str(tmp_path), COLUMNS)).num_rows == 3
+
+
 @pytest.mark.parametrize("value", [None, []])
 def test_an_embedding_column_without_any_value_is_refused(tmp_path: Path, value: Any) -> None:
     column = pa.array([value] * 4, pa.list_(pa.float32()))
