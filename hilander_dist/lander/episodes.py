@@ -97,7 +97,7 @@ def held_out_classes(classes: int, share: float, rng: np.random.Generator) -> np
     return held_C
 
 
-def plan_training(number: int, size_C: np.ndarray, rng: np.random.Generator, several: bool = True) -> Plan:
+def plan_training(number: int, size_C: np.ndarray, rng: np.random.Generator, several: bool) -> Plan:
     """An episode of training.
 
     Args:
