@@ -33,7 +33,7 @@ from hilander_dist.cluster.relations import chances
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.cluster.splits import Scored
 from hilander_dist.exchange import Starts, as_list
-from hilander_dist.lander.relational import ClusterHead, RelationalLander
+from hilander_dist.lander.relational import CarefulHead, RelationalLander
 from hilander_dist.tasks import Block, Ref, Tasks
 
 LEAST_TOGETHER = 4
@@ -51,7 +51,7 @@ class Neighbourhood(NamedTuple):
 
 
 def join_clusters(
-    head: ClusterHead, found: Neighbourhood, neighbours: int, usual: np.ndarray, join_tau: float
+    head: CarefulHead, found: Neighbourhood, neighbours: int, usual: np.ndarray, join_tau: float
 ) -> np.ndarray:
     """Join clusters until no pair of a fit size has a probability above ``join_tau`` to be of one class.
 

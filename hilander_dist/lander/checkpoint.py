@@ -64,7 +64,7 @@ def load_checkpoint(data: bytes, name: str, config: ModelConfig) -> AnyLander:
         dim = _check_flags(state, name, config)
     with torch.device("meta"):
         if config.features == "relational":
-            model: AnyLander = RelationalLander(config, dim)
+            model: AnyLander = RelationalLander(config, dim, _members(state))
         else:
             assert dim is not None
             model = Lander(dim, config)
@@ -115,6 +115,11 @@ def _read_own(
         return state, dim, shape, found and Calibration.model_validate(found)
     except (ValueError, KeyError, TypeError):  # A ValidationError is a ValueError.
         raise ModelError(f"{name}: the `hilander` header entry is damaged; use another copy of the file") from None
+
+
+def _members(state: dict[str, Tensor]) -> int:
+    """Of the heads of pairs; at least one, which is missed if it is not there."""
+    return max(1, len({key.split(".")[2] for key in state if key.startswith("pair.members.")}))
 
 
 def _read_official(data: bytes, name: str) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ Shapes: B nodes, K neighbours, T rows of the neighbours' table, Q depths of list
 """
 
 import itertools
+from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -155,9 +156,26 @@ class ClusterHead(nn.Module):
         return cast("Tensor", self.out(self.body((inputs_EF - self.mean_F) / self.deviation_F)))[:, 0]
 
 
-def pair_head() -> ClusterHead:
+class CarefulHead(nn.Module):
+    """Scores pairs of clusters by several heads, each of which has not seen one of the data sets; the lowest answer counts.
+
+    What a head makes of a domain that it has not met is partly chance, and clusters that should not be one cost more than parts of
+    one: see ``pipeline.head_training.fit_careful``.
+    """
+
+    def __init__(self, members: Iterable[ClusterHead]) -> None:
+        """Of these heads, one at least."""
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, inputs_EF: Tensor) -> Tensor:
+        """Log-odds that both are of one class, (E)."""
+        return torch.stack([member(inputs_EF) for member in self.members]).amin(0)
+
+
+def pair_head(members: int = 1) -> CarefulHead:
     """An untrained head for pairs of clusters (``cluster.pairs``): it merges nothing."""
-    return ClusterHead(PAIR_INPUTS, -_UNTRAINED)
+    return CarefulHead(ClusterHead(PAIR_INPUTS, -_UNTRAINED) for _ in range(members))
 
 
 def split_head() -> ClusterHead:
@@ -165,20 +183,21 @@ def split_head() -> ClusterHead:
     return ClusterHead(HALF_INPUTS, _UNTRAINED)
 
 
-def join_head() -> ClusterHead:
+def join_head(members: int = 1) -> CarefulHead:
     """An untrained head for pairs of small clusters (``cluster.joins``): it joins nothing."""
-    return ClusterHead(HALF_INPUTS, -_UNTRAINED)
+    return CarefulHead(ClusterHead(HALF_INPUTS, -_UNTRAINED) for _ in range(members))
 
 
 class RelationalLander(nn.Module):
     """Scores the edges of one level from relations alone."""
 
-    def __init__(self, config: ModelConfig, dim: int | None = None) -> None:
+    def __init__(self, config: ModelConfig, dim: int | None = None, members: int = 1) -> None:
         """Of ``config.hidden`` numbers a node and ``config.num_conv`` rounds. Weights come from torch's generator.
 
         Args:
             config: the shape.
             dim: of the embeddings, where it has a map for them; None for any embeddings, as they are.
+            members: of the heads of pairs.
         """
         super().__init__()
         self.config, self.num_conv = config, config.num_conv
@@ -196,7 +215,7 @@ class RelationalLander(nn.Module):
             nn.Sequential(Linear(3 * W if layer else 2 * W, W), nn.ReLU()) for layer in range(config.num_conv)
         )
         self.head = Linear(W, 1)
-        self.pair, self.split, self.join = pair_head(), split_head(), join_head()
+        self.pair, self.split, self.join = pair_head(members), split_head(), join_head(members)
 
     def set_map(self, map_DD: Tensor) -> None:
         """Vectors go through this map, float32, before anything is computed (``cluster.whitening``)."""

@@ -14,8 +14,15 @@ from hilander_dist.cluster.joins import describe_pairs, may_join
 from hilander_dist.cluster.local import graph_members, graph_neighbourhood, part_labels
 from hilander_dist.exchange import concat_blocks, take_rows
 from hilander_dist.lander.episode_course import read_episode
-from hilander_dist.lander.relational import HALF_INPUTS, ClusterHead, RelationalLander, join_head, split_head
-from hilander_dist.pipeline.head_training import fit_head, flow_episode, most_common
+from hilander_dist.lander.relational import (
+    HALF_INPUTS,
+    CarefulHead,
+    ClusterHead,
+    RelationalLander,
+    join_head,
+    split_head,
+)
+from hilander_dist.pipeline.head_training import fit_careful, fit_head, flow_episode, most_common
 from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.tasks import Block, Tasks
 
@@ -43,13 +50,13 @@ def train_splits(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed
     return head
 
 
-def train_joins(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed: int) -> ClusterHead:
+def train_joins(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed: int) -> CarefulHead:
     """The trained head of small clusters; the model has its head of halves."""
     ref = ray.put(model)
-    examples = [tasks.call(join_examples, ref, uri, seed) for domain in episodes.training for uri in domain[:EPISODES]]
-    tasks.wait(examples, "joins")
-    head: ClusterHead = tasks.get(tasks.call(fit_head, examples, join_head(), seed))
-    return head
+    examples = [
+        [tasks.call(join_examples, ref, uri, seed) for uri in domain[:EPISODES]] for domain in episodes.training
+    ]
+    return fit_careful(tasks, "joins", examples, join_head, seed)
 
 
 def split_examples(model: RelationalLander, uri: str) -> Block:

@@ -18,7 +18,7 @@ from hilander_dist.cluster.joins import (
 )
 from hilander_dist.cluster.pairs import CHANCE_ONE
 from hilander_dist.cluster.relations import chances
-from hilander_dist.lander.relational import HALF_INPUTS, ClusterHead, join_head
+from hilander_dist.lander.relational import HALF_INPUTS, CarefulHead, ClusterHead, join_head
 
 K = 16
 NOTHING_USUAL = np.zeros(4)
@@ -39,7 +39,7 @@ def around(nbr_NK: np.ndarray, logit_NK: np.ndarray, label_N: np.ndarray) -> Nei
     return whole_neighbourhood(cluster_pairs(label_N, other_NK, nbr_NK >= 0, logit_NK, 0.5))
 
 
-def by_size() -> ClusterHead:
+def by_size() -> CarefulHead:
     """One class where the larger cluster has fewer members than a list."""
     head = ClusterHead(HALF_INPUTS, 0.0)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def by_size() -> ClusterHead:
             layer.weight[0, 5 if layer is head.body[0] else 0] = -1 if layer is head.body[0] else 1
         head.out.weight[0, 0] = 1
         head.out.bias.fill_(-1e-6)
-    return head
+    return CarefulHead([head])
 
 
 @given(st.integers(0, 1000), st.integers(6, 40), st.integers(2, 8), st.integers(1, 5))
@@ -120,6 +120,6 @@ def test_pairs_of_a_few_members_and_of_several_lists_are_left_apart() -> None:
     together_E = clusters.size_C[clusters.u_E] + clusters.size_C[clusters.v_E]
     np.testing.assert_array_equal(may_join(clusters, K), (together_E >= LEAST_TOGETHER) & (together_E <= 3 * K))
     assert set(together_E[~may_join(clusters, K)]) <= {3, 74}
-    always = ClusterHead(HALF_INPUTS, 20.0)
+    always = CarefulHead([ClusterHead(HALF_INPUTS, 20.0)])
     sizes = np.bincount(join_clusters(always, around(nbr_NK, logit_NK, label_N), K, NOTHING_USUAL, 0.5)[label_N])
     assert sizes.max() <= 3 * K

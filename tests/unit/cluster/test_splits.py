@@ -11,7 +11,7 @@ from hilander_dist.cluster.roots import find_roots
 from hilander_dist.cluster.splits import new_parents
 from hilander_dist.config import Calibration, ModelConfig
 from hilander_dist.knn.layout import CHUNK
-from hilander_dist.lander.relational import RelationalLander
+from hilander_dist.lander.relational import HALF_INPUTS, CarefulHead, ClusterHead, RelationalLander
 from hilander_dist.tasks import Block
 from tests.local_tasks import LocalTasks, put
 from tests.points import with_duplicates
@@ -42,7 +42,7 @@ def linked(nodes: Block, shards: int, split: bool, join: bool = False) -> Block:
         if split:
             model.split.out.bias.fill_(-20)
         if join:
-            model.join.out.bias.fill_(20)
+            model.join = CarefulHead([ClusterHead(HALF_INPUTS, 20.0)])
     tasks = LocalTasks()
     level, graph = laid_out(tasks, nodes, shards, K)
     links = link_by_relations(model, put(model), Calibration(forest_tau=0.6), K, 0.5)(tasks, level, graph, "level-0")
