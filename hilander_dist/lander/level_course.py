@@ -40,6 +40,11 @@ class LevelCourse:
             model.parameters(), lr=self.train.lr, momentum=self.train.momentum, weight_decay=self.train.weight_decay
         )
 
+    @property
+    def averaged_from(self) -> float:
+        """Never, as in the paper."""
+        return 1.0
+
     def learning_rate(self, step: int, steps: int) -> float:
         """A cosine down to 1e-5."""
         return learning_rate(step, steps, self.train.lr)

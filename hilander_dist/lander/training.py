@@ -1,9 +1,10 @@
 """Meta-training with Ray Train (algorithm.md 2.3 to 2.5): DDP, checkpoints, validation, early stopping.
 
 What is trained, and on what, is a course: level graphs with raw features (``level_course``), or episodes with relational
-ones (``episode_course``). The state is the weights, those of the best epoch, the optimizer's, and the numbers of the
-finished epochs. All else is a function of the seed and the step, so a training that is cut off goes on from its last
-checkpoint to the bytes that it would have reached; with another number of workers, up to the order in which they add.
+ones (``episode_course``). The state is the weights, their mean over the later steps where the course asks for one, the best
+epoch's, the optimizer's, and the numbers of the finished epochs. All else is a function of the seed and the step, so a training
+that is cut off goes on from its last checkpoint to the bytes that it would have reached; with another number of workers, up to
+the order in which they add.
 
 A report makes all workers wait until Ray Train's controller has polled them, 2 s by default: an epoch of a small set
 takes less. So workers report, with a checkpoint, once 30 s have passed, and after the last epoch.
@@ -24,6 +25,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from hilander_dist.config import TrainConfig
 from hilander_dist.errors import ClusterError, ConfigError, UserError
@@ -68,6 +70,10 @@ class Course(Protocol):
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """A new optimizer of its parameters."""
+
+    @property
+    def averaged_from(self) -> float:
+        """Share of the steps after which the mean of the weights so far takes their place in use; 1 for never."""
 
     def learning_rate(self, step: int, steps: int) -> float:
         """Of a step."""
@@ -156,6 +162,7 @@ class _State:
 
     def __init__(self, course: Course, device: torch.device) -> None:
         self.lander = course.new_model().to(device)
+        self.mean = AveragedModel(self.lander)
         self.optimizer = course.optimizer(self.lander)
         self.history: list[Epoch] = []
         self.best: bytes | None = None
@@ -172,8 +179,13 @@ class _State:
             if Path(folder, BEST_FILE).exists():
                 self.best = Path(folder, BEST_FILE).read_bytes()
         self.lander.load_state_dict(saved.state_dict())
+        self.mean.load_state_dict(state["mean"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.best_epoch = state["history"], state["best_epoch"]
+
+    def in_use(self) -> AnyLander:
+        """The network as it would be used: the mean of its weights once that has begun."""
+        return cast("AnyLander", self.mean.module) if self.mean.n_averaged > 0 else self.lander
 
     def report(self, first: bool) -> None:
         """Report to Ray Train; the first worker brings the checkpoint."""
@@ -185,7 +197,12 @@ class _State:
             Path(folder, MODEL_FILE).write_bytes(save_checkpoint(self.lander, {}))
             if self.best is not None:
                 Path(folder, BEST_FILE).write_bytes(self.best)
-            state = {"optimizer": self.optimizer.state_dict(), "history": self.history, "best_epoch": self.best_epoch}
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "mean": self.mean.state_dict(),
+                "history": self.history,
+                "best_epoch": self.best_epoch,
+            }
             torch.save(state, Path(folder, STATE_FILE))
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
@@ -204,6 +221,7 @@ def _train(course: Course) -> None:
     lessons = _open(course, workers)
     model = prepare_model(state.lander)
     steps_per_epoch = lessons.steps_per_epoch
+    steps = epochs * steps_per_epoch
     reported = time.monotonic()
     while not _finished(course, state):
         epoch = len(state.history)
@@ -211,16 +229,18 @@ def _train(course: Course) -> None:
         sums_4 = torch.zeros(4, dtype=torch.float64, device=device)
         for step in range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch):
             for group in state.optimizer.param_groups:
-                group["lr"] = course.learning_rate(step, epochs * steps_per_epoch)
+                group["lr"] = course.learning_rate(step, steps)
             loss = lessons.loss_share(model, step, rank, workers, device)
             state.optimizer.zero_grad()
             # DDP takes the mean of the workers' gradients; the step's gradient is their sum.
             (loss * workers).backward()
             state.optimizer.step()
+            if step >= course.averaged_from * steps:
+                state.mean.update_parameters(state.lander)
             sums_4[0] += loss.detach()
         if rank == 0 and time.monotonic() - reported > REPORT_EVERY_S:
             sums_4[1] = 1
-        f_2, sets = lessons.validate(state.lander, rank, workers)
+        f_2, sets = lessons.validate(state.in_use(), rank, workers)
         sums_4[2:] = f_2.to(device)
         torch.distributed.all_reduce(sums_4)
         numbers = {"epoch": epoch + 1, "loss": float(sums_4[0]) / steps_per_epoch}
@@ -237,7 +257,7 @@ def _train(course: Course) -> None:
         if chosen and (state.best is None or _goodness(numbers) > _goodness(state.history[state.best_epoch])):
             metadata = {"train": json.dumps(course.train.model_dump(mode="json")), "seed": str(course.seed)}
             state.best_epoch = epoch
-            state.best = save_checkpoint(state.lander, {**metadata, "epoch": str(epoch + 1)})
+            state.best = save_checkpoint(state.in_use(), {**metadata, "epoch": str(epoch + 1)})
         if sums_4[1] > 0 or _finished(course, state):
             state.report(first=rank == 0)
             reported = time.monotonic()

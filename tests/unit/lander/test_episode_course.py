@@ -1,4 +1,5 @@
 import datetime
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from hilander_dist.config import Calibration, ModelConfig, TrainConfig
-from hilander_dist.lander.episode_course import EpisodeCourse, read_episode
+from hilander_dist.lander.episode_course import AVERAGED, EpisodeCourse, read_episode
 from hilander_dist.lander.episodes import Block, Plan, build_episode
 from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.storage import Storage
@@ -113,11 +114,17 @@ def test_validation_is_shared_by_workers(course: EpisodeCourse) -> None:
     assert (parts[0] + parts[1]).tolist() == whole.tolist()
 
 
-def test_the_learning_rate_rises_then_falls_to_nothing(course: EpisodeCourse) -> None:
-    rates = [course.learning_rate(step, 100) for step in range(101)]
-    assert rates[0] == pytest.approx(course.train.lr / 25)
-    assert max(rates) == rates[30] == pytest.approx(course.train.lr)
-    assert rates[100] == pytest.approx(0, abs=1e-12)
+def test_the_learning_rate_rises_and_falls_to_nothing_for_one_set(course: EpisodeCourse) -> None:
+    for one, least in ((course, 0.3), (replace(course, training=course.training[:1]), 0.0)):
+        rates = [one.learning_rate(step, 100) for step in range(101)]
+        assert rates[0] == pytest.approx(one.train.lr / 25)
+        assert max(rates) == rates[30] == pytest.approx(one.train.lr)
+        assert rates[100] == pytest.approx(least * one.train.lr, abs=1e-12)
+
+
+def test_weights_are_averaged_for_several_sets(course: EpisodeCourse) -> None:
+    assert course.averaged_from == AVERAGED
+    assert replace(course, training=course.training[:1]).averaged_from == 1
 
 
 def test_a_worker_keeps_what_it_has_read(course: EpisodeCourse) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -55,3 +56,15 @@ def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     config = TrainConfig(num_workers=2, use_gpu=True)
     with pytest.raises(ClusterError, match=r"train\.num_workers=2: the cluster has 1 GPUs"):
         training.fit(LevelCourse(load_nothing, [], 8, ModelConfig(), config, 0), str(tmp_path), "run")
+
+
+def test_the_mean_of_the_weights_is_used_once_it_has_begun() -> None:
+    state = training._State(LevelCourse(load_nothing, [], 8, ModelConfig(), TrainConfig(), 0), torch.device("cpu"))
+    assert state.in_use() is state.lander
+    weights = next(state.lander.parameters())
+    for value in (1.0, 2.0, 6.0):
+        with torch.no_grad():
+            weights.fill_(value)
+        state.mean.update_parameters(state.lander)
+    assert (next(state.in_use().parameters()) == 3).all()
+    assert (weights == 6).all()
