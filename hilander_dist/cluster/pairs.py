@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hilander_dist.cluster.flow import sum_pairs
-from hilander_dist.lander.relational import PAIR_INPUTS, CarefulHead
+from hilander_dist.lander.relational import PAIR_INPUTS, ClusterHead
 
 CHANCE_ONE = 2.0**20
 """Fixed-point probability of 1."""
@@ -103,7 +103,7 @@ def pair_inputs(clusters: Clusters, neighbours: int) -> np.ndarray:
     return np.stack(columns, 1).astype(np.float32)
 
 
-def merge_pairs(head: CarefulHead, clusters: Clusters, neighbours: int, pair_tau: float) -> np.ndarray:
+def merge_pairs(head: ClusterHead, clusters: Clusters, neighbours: int, pair_tau: float) -> np.ndarray:
     """Merge clusters until no pair has a probability above ``pair_tau``, or is SURE: ``group_C`` int64, from 0 up without gaps.
 
     Only what is larger than a list was split for its size: with smaller clusters merged too, photos of small classes were

@@ -118,8 +118,8 @@ def _read_own(
 
 
 def _members(state: dict[str, Tensor]) -> int:
-    """Of the heads of pairs; at least one, which is missed if it is not there."""
-    return max(1, len({key.split(".")[2] for key in state if key.startswith("pair.members.")}))
+    """Of the head of joins; at least one, which is missed if it is not there."""
+    return max(1, len({key.split(".")[2] for key in state if key.startswith("join.members.")}))
 
 
 def _read_official(data: bytes, name: str) -> dict[str, Tensor]:

@@ -173,9 +173,9 @@ class CarefulHead(nn.Module):
         return torch.stack([member(inputs_EF) for member in self.members]).amin(0)
 
 
-def pair_head(members: int = 1) -> CarefulHead:
+def pair_head() -> ClusterHead:
     """An untrained head for pairs of clusters (``cluster.pairs``): it merges nothing."""
-    return CarefulHead(ClusterHead(PAIR_INPUTS, -_UNTRAINED) for _ in range(members))
+    return ClusterHead(PAIR_INPUTS, -_UNTRAINED)
 
 
 def split_head() -> ClusterHead:
@@ -197,7 +197,7 @@ class RelationalLander(nn.Module):
         Args:
             config: the shape.
             dim: of the embeddings, where it has a map for them; None for any embeddings, as they are.
-            members: of the heads of pairs.
+            members: of the head of joins.
         """
         super().__init__()
         self.config, self.num_conv = config, config.num_conv
@@ -215,7 +215,7 @@ class RelationalLander(nn.Module):
             nn.Sequential(Linear(3 * W if layer else 2 * W, W), nn.ReLU()) for layer in range(config.num_conv)
         )
         self.head = Linear(W, 1)
-        self.pair, self.split, self.join = pair_head(members), split_head(), join_head(members)
+        self.pair, self.split, self.join = pair_head(), split_head(), join_head(members)
 
     def set_map(self, map_DD: Tensor) -> None:
         """Vectors go through this map, float32, before anything is computed (``cluster.whitening``)."""

@@ -10,8 +10,8 @@ import ray
 from hilander_dist.cluster.pairs import Clusters, contract, pair_inputs
 from hilander_dist.exchange import concat_blocks, take_rows
 from hilander_dist.lander.episode_course import read_episode
-from hilander_dist.lander.relational import PAIR_INPUTS, CarefulHead, RelationalLander, pair_head
-from hilander_dist.pipeline.head_training import fit_careful, flow_episode, most_common
+from hilander_dist.lander.relational import PAIR_INPUTS, ClusterHead, RelationalLander, pair_head
+from hilander_dist.pipeline.head_training import fit_head, flow_episode, most_common
 from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.tasks import Block, Tasks
 
@@ -32,14 +32,14 @@ MOST_EXAMPLES = 10_000
 """Of an episode."""
 
 
-def train_pairs(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed: int) -> CarefulHead:
+def train_pairs(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed: int) -> ClusterHead:
     """The trained head; every data set has the same number of episodes in it."""
     assert model.calibration is not None
     ref = ray.put(model)
-    examples = [
-        [tasks.call(pair_examples, ref, uri, seed) for uri in domain[:EPISODES]] for domain in episodes.training
-    ]
-    return fit_careful(tasks, "pairs", examples, pair_head, seed)
+    examples = [tasks.call(pair_examples, ref, uri, seed) for domain in episodes.training for uri in domain[:EPISODES]]
+    tasks.wait(examples, "pairs")
+    head: ClusterHead = tasks.get(tasks.call(fit_head, examples, pair_head(), seed))
+    return head
 
 
 def pair_examples(model: RelationalLander, uri: str, seed: int) -> Block:

@@ -19,7 +19,6 @@ from hilander_dist.lander.relational import (
     CarefulHead,
     ClusterHead,
     RelationalLander,
-    join_head,
     split_head,
 )
 from hilander_dist.pipeline.head_training import fit_careful, fit_head, flow_episode, most_common
@@ -56,7 +55,8 @@ def train_joins(tasks: Tasks, model: RelationalLander, episodes: Episodes, seed:
     examples = [
         [tasks.call(join_examples, ref, uri, seed) for uri in domain[:EPISODES]] for domain in episodes.training
     ]
-    return fit_careful(tasks, "joins", examples, join_head, seed)
+    tasks.wait([ref for domain in examples for ref in domain], "joins")
+    return fit_careful(tasks, examples, seed)
 
 
 def split_examples(model: RelationalLander, uri: str) -> Block:

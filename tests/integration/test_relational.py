@@ -80,9 +80,9 @@ def test_training_leaves_a_calibrated_checkpoint_and_its_numbers(trained: Path) 
     assert model.calibration is not None
     assert model.calibration.max_levels == 1
     assert isinstance(model, RelationalLander)
-    # One member for each data set. The examples of 20 episodes of one set may be too few to join by.
-    assert [bool(weight.any()) for weight in last_layers(model.pair)] == [True, True]
-    assert any(weight.any() for weight in last_layers(model.join))
+    assert all(weight.any() for weight in last_layers(model.pair))
+    # Of the two members, which have seen a set each, one has too few examples of 20 episodes.
+    assert sorted(bool(weight.any()) for weight in last_layers(model.join)) == [False, True]
     found = json.loads((trained / "manifest.json").read_text())
     assert found["calibration"]["tau"] == model.calibration.tau
     assert found["counts"]["classes"] == 32

@@ -12,7 +12,7 @@ from hilander_dist.cluster.roots import find_roots
 from hilander_dist.config import Calibration, ModelConfig
 from hilander_dist.lander.checkpoint import load_checkpoint
 from hilander_dist.lander.episodes import Plan, build_episode, graph_relations
-from hilander_dist.lander.relational import HALF_INPUTS, PAIR_INPUTS, CarefulHead, ClusterHead, RelationalLander
+from hilander_dist.lander.relational import HALF_INPUTS, CarefulHead, ClusterHead, RelationalLander
 from hilander_dist.pipeline.cluster import GENERAL
 from tests.local_tasks import LocalTasks, put
 from tests.points import with_duplicates
@@ -36,7 +36,7 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(
     with torch.no_grad():
         model.head.weight *= 20
         if sure:  # The head of pairs: it merges all that is larger than a list.
-            model.pair = CarefulHead([ClusterHead(PAIR_INPUTS, 20.0)])
+            model.pair.out.bias.fill_(20)
         if split:  # Halves of all clusters of a fit size.
             model.split.out.bias.fill_(-20)
         if join:

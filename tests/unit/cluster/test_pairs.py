@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hilander_dist.cluster.flow_links import tree_pairs
 from hilander_dist.cluster.pairs import CHANCE_ONE, Clusters, contract, merge_pairs, pair_inputs
 from hilander_dist.cluster.relations import chances
-from hilander_dist.lander.relational import PAIR_INPUTS, CarefulHead, ClusterHead, pair_head
+from hilander_dist.lander.relational import PAIR_INPUTS, ClusterHead, pair_head
 
 K = 6
 
@@ -78,7 +78,7 @@ def test_tree_pairs_add_up_edges_and_members() -> None:
     assert pair["weight_E"].sum() < pair["chance_E"].sum()
 
 
-def by_chance(weight: float = 1.0) -> CarefulHead:
+def by_chance(weight: float = 1.0) -> ClusterHead:
     """A head whose score is the log-odds of the mean probability between both clusters."""
     head = ClusterHead(PAIR_INPUTS, 0.0)
 
@@ -87,7 +87,7 @@ def by_chance(weight: float = 1.0) -> CarefulHead:
             return weight * inputs[:, :1]
 
     head.body, head.out = torch.nn.Sequential(First()), torch.nn.Identity()  # type: ignore[assignment]
-    return CarefulHead([head])
+    return head
 
 
 def test_mutual_best_pairs_merge_until_none_is_probable() -> None:

@@ -8,14 +8,12 @@ import torch
 
 from hilander_dist.config import Calibration, ModelConfig
 from hilander_dist.lander.episodes import Plan, build_episode
-from hilander_dist.lander.relational import PAIR_INPUTS, CarefulHead, RelationalLander, pair_head
+from hilander_dist.lander.relational import PAIR_INPUTS, RelationalLander, pair_head
 from hilander_dist.pipeline.calibration import TAUS, best_tau, sweep_taus
-from hilander_dist.pipeline.head_training import fit_careful
+from hilander_dist.pipeline.head_training import fit_head
 from hilander_dist.pipeline.pair_training import pair_examples
 from hilander_dist.pipeline.tune import choose_tau
 from hilander_dist.storage import Storage
-from hilander_dist.tasks import Block
-from tests.local_tasks import LocalTasks, put
 from tests.points import clustered
 
 
@@ -59,38 +57,18 @@ def test_classes_that_were_moved_and_strangers_give_none(
     assert len(pair_examples(model, episode(tmp_path, 400, 40, **change), 0)["same_E"]) == 0
 
 
-def by_rule(seed: int, left: int, right: int) -> Block:
-    """Examples that are of one class where one number is above another."""
-    inputs_EF = np.random.default_rng(seed).normal(size=(4000, PAIR_INPUTS)).astype(np.float32) * 5 + 3
-    same_E = inputs_EF[:, left] > inputs_EF[:, right]
-    return {"inputs_EF": inputs_EF, "same_E": same_E, "weight_E": np.ones(4000, np.float32)}
-
-
-def joined(head: CarefulHead, inputs_EF: np.ndarray) -> np.ndarray:
+def test_the_head_learns_a_rule() -> None:
+    rng = np.random.default_rng(0)
+    inputs_EF = rng.normal(size=(4000, PAIR_INPUTS)).astype(np.float32) * 5 + 3
+    same_E = inputs_EF[:, 0] > inputs_EF[:, 1]
+    examples = {"inputs_EF": inputs_EF, "same_E": same_E, "weight_E": np.ones(4000, np.float32)}
+    head = fit_head([examples], pair_head(), 0)
     with torch.inference_mode():
-        return np.asarray(head(torch.from_numpy(inputs_EF)).numpy() > 0)
-
-
-def test_the_head_of_one_set_learns_its_rule() -> None:
-    examples = by_rule(0, 0, 1)
-    head = fit_careful(LocalTasks(), "pairs", [[put(examples)]], pair_head, 0)
-    assert (joined(head, examples["inputs_EF"]) == examples["same_E"]).mean() > 0.95
-    few = {name: column[:5] for name, column in examples.items()}
-    untrained = fit_careful(LocalTasks(), "pairs", [[put(few)]], pair_head, 0)
-    assert not joined(untrained, examples["inputs_EF"]).any()
-
-
-def test_the_head_of_several_sets_joins_what_the_others_of_each_would() -> None:
-    sets = [by_rule(0, 0, 1), by_rule(1, 2, 3), by_rule(2, 0, 1)]
-    tasks = LocalTasks()
-    head = fit_careful(tasks, "pairs", [[put(examples)] for examples in sets], pair_head, 0)
-    assert len(head.members) == 3
-    # The second set's rule is unknown to one member, the others' is known to all.
-    inputs_EF = by_rule(3, 0, 1)["inputs_EF"]
-    known_E, found_E = inputs_EF[:, 0] > inputs_EF[:, 1], joined(head, inputs_EF)
-    assert (found_E & ~known_E).sum() < 0.05 * known_E.sum()
-    alone = fit_careful(tasks, "pairs", [[put(sets[0])], [put(sets[2])]], pair_head, 0)
-    assert (joined(alone, inputs_EF) == known_E).mean() > 0.95
+        found_E = head(torch.from_numpy(inputs_EF)).numpy() > 0
+    assert (found_E == same_E).mean() > 0.95
+    untrained = fit_head([{name: column[:5] for name, column in examples.items()}], pair_head(), 0)
+    with torch.inference_mode():
+        assert (untrained(torch.from_numpy(inputs_EF)) < -10).all()
 
 
 def test_the_best_tau_has_good_neighbours() -> None:

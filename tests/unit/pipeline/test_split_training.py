@@ -9,11 +9,13 @@ import torch
 from hilander_dist.config import ModelConfig
 from hilander_dist.lander.checkpoint import load_checkpoint
 from hilander_dist.lander.episodes import Plan, build_episode
-from hilander_dist.lander.relational import HALF_INPUTS, RelationalLander, split_head
+from hilander_dist.lander.relational import HALF_INPUTS, CarefulHead, RelationalLander, split_head
 from hilander_dist.pipeline.cluster import GENERAL
-from hilander_dist.pipeline.head_training import fit_head
+from hilander_dist.pipeline.head_training import fit_careful, fit_head
 from hilander_dist.pipeline.split_training import join_examples, split_examples
 from hilander_dist.storage import Storage
+from hilander_dist.tasks import Block
+from tests.local_tasks import LocalTasks, put
 from tests.points import clustered
 
 NOTHING = np.zeros(0, dtype=np.int64)
@@ -65,3 +67,37 @@ def test_too_few_examples_leave_clusters_whole() -> None:
     examples = {"inputs_EF": inputs_EF, "same_E": np.zeros(9, bool), "weight_E": np.ones(9, np.float32)}
     with torch.inference_mode():
         assert (fit_head([examples], split_head(), 0)(torch.from_numpy(inputs_EF)) > 10).all()
+
+
+def by_rule(seed: int, left: int, right: int) -> Block:
+    """Examples that are of one class where one number is above another."""
+    inputs_EF = np.random.default_rng(seed).normal(size=(4000, HALF_INPUTS)).astype(np.float32) * 5 + 3
+    same_E = inputs_EF[:, left] > inputs_EF[:, right]
+    return {"inputs_EF": inputs_EF, "same_E": same_E, "weight_E": np.ones(4000, np.float32)}
+
+
+def joined(head: CarefulHead, inputs_EF: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return np.asarray(head(torch.from_numpy(inputs_EF)).numpy() > 0)
+
+
+def test_the_head_of_one_set_learns_its_rule() -> None:
+    examples = by_rule(0, 0, 1)
+    head = fit_careful(LocalTasks(), [[put(examples)]], 0)
+    assert (joined(head, examples["inputs_EF"]) == examples["same_E"]).mean() > 0.95
+    few = {name: column[:5] for name, column in examples.items()}
+    untrained = fit_careful(LocalTasks(), [[put(few)]], 0)
+    assert not joined(untrained, examples["inputs_EF"]).any()
+
+
+def test_the_head_of_several_sets_joins_what_the_others_of_each_would() -> None:
+    sets = [by_rule(0, 0, 1), by_rule(1, 2, 3), by_rule(2, 0, 1)]
+    tasks = LocalTasks()
+    head = fit_careful(tasks, [[put(examples)] for examples in sets], 0)
+    assert len(head.members) == 3
+    # The second set's rule is unknown to one member, the others' is known to all.
+    inputs_EF = by_rule(3, 0, 1)["inputs_EF"]
+    known_E, found_E = inputs_EF[:, 0] > inputs_EF[:, 1], joined(head, inputs_EF)
+    assert (found_E & ~known_E).sum() < 0.05 * known_E.sum()
+    alone = fit_careful(tasks, [[put(sets[0])], [put(sets[2])]], 0)
+    assert (joined(alone, inputs_EF) == known_E).mean() > 0.95
