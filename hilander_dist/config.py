@@ -129,7 +129,8 @@ class TrainConfig(_Options):
     """Let nodes of different classes merge while the training hierarchy is built, as the reference does."""
 
     epochs: int = Field(default=250, ge=1)
-    """Passes over the level-0 graph of the first hierarchy. Relational: 8 by default, of 48 steps of two episodes each."""
+    """Passes over the level-0 graph of the first hierarchy. Relational: 8 by default, of 48 steps of two episodes each, of 96
+    with several data sets."""
 
     episodes: int = Field(default=256, ge=1)
     """Relational: number of small sets that are drawn from each data set to train on. With 48, each is met so often that it is
