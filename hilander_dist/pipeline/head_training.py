@@ -70,7 +70,8 @@ def fit_careful(tasks: Tasks, examples: list[list[Ref]], seed: int) -> CarefulHe
     joins, .708/.672 with them, .971/.963 with four members, which keep what joins win elsewhere. Nothing of the kind for the other
     two. Members for pairs, the lowest answer above .7, leave large classes in parts (caltech101 left out .855/.837, with one head
     .936/.838 as the two closest parts have .37, .72 and .75; two texts that should stay apart have .43 to .81). Members for halves
-    lose what splits win (caltech101 .926/.842, with one head .952/.881).
+    lose what splits win (caltech101 .926/.842, with one head .952/.881). One with too few examples stays untrained: then nothing
+    is joined.
 
     Args:
         tasks: where to run.
