@@ -34,10 +34,9 @@ def ray_session(address: str | None, debug: bool = False) -> Iterator[None]:
             logging_level=logging.INFO if debug else logging.ERROR,
             include_dashboard=False if address == "local" else None,
         )
-    except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"no Ray cluster at {address} ({' '.join(str(error).split())[:200]}): check --address"
-        ) from error
+    except Exception as error:  # A plain one where Ray's own processes do not start in time.
+        remedy = "is this machine busy? Try again" if address == "local" else "check --address"
+        raise ClusterError(f"no Ray cluster at {address} ({' '.join(str(error).split())[:200]}): {remedy}") from error
     try:
         if not cluster_cpus():
             raise ClusterError(f"the Ray cluster at {address} offers no CPU: add a worker node")
