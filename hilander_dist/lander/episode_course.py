@@ -5,6 +5,7 @@ every W-th episode of the step; the loss of a step is the mean over its episodes
 when its turn comes and keeps a few: none holds them all.
 """
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -136,9 +137,11 @@ class EpisodeCourse:
         """Sums of pairwise and BCubed F over this worker's held-out episodes, and the number of all of them."""
         every = [uri for domain in self.validation for uri in domain]
         total_2 = torch.zeros(2, dtype=torch.float64)
-        assert isinstance(model, RelationalLander)
+        # Merges and their heads run on the host, whatever the network is trained on.
+        host_model = copy.deepcopy(model).cpu()
+        assert isinstance(host_model, RelationalLander)
         for uri in every[rank::workers]:
-            total_2 += torch.tensor(self.score(model, read_episode(uri), self.calibration), dtype=torch.float64)
+            total_2 += torch.tensor(self.score(host_model, read_episode(uri), self.calibration), dtype=torch.float64)
         return total_2, len(every)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from hilander_dist.knn import layout
 from tests import oracle, points
@@ -105,6 +106,7 @@ def test_a_worker_killed_during_the_search_changes_nothing(tmp_path: Path) -> No
     assert graph_files(tmp_path / "killed") == graph_files(tmp_path / "undisturbed")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_search_on_a_gpu_is_refused_where_the_cluster_has_none(tmp_path: Path) -> None:
     file = write_points(tmp_path / "in.parquet", points.random_rows(0, 50, 4))
     refused = hilander("graph", "--input", file, "--output", tmp_path / "out", "--set", "knn_device=cuda")
