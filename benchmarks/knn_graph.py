@@ -4,6 +4,7 @@
     python -m benchmarks.knn_graph --points N --no-peers --than-points M     # time per point over that at M points
     python -m benchmarks.knn_graph --points N --no-peers --than-shards 1     # time over that in one shard
     python -m benchmarks.knn_graph --points N --no-peers --crowd M           # M of them near-duplicates of one image
+    python -m benchmarks.knn_graph --points N --no-peers --gpu               # on GPUs, and its time over that on the CPU
 
 Both sides build the whole graph, training of their quantizer included, and reach recall@k-1 >= .98 against exact search
 on a sample, neighbours compared by their numbers. IVFFlat gets the best of several (nlist, nprobe); from 500,000 points on
@@ -62,7 +63,9 @@ def tiled(path: str, n: int) -> np.ndarray:
     return x_ND
 
 
-def ours(x_ND: np.ndarray, k: int, shards: int, sample_S: np.ndarray | None = None) -> dict[str, Any]:
+def ours(
+    x_ND: np.ndarray, k: int, shards: int, sample_S: np.ndarray | None = None, device: str = "cpu"
+) -> dict[str, Any]:
     """Time of the whole graph on the running Ray, from vectors in files as a job has them, and the peak memory.
 
     The peak is that of all Ray processes and the object store, beyond what they had at the start and beyond the vectors
@@ -78,7 +81,8 @@ def ours(x_ND: np.ndarray, k: int, shards: int, sample_S: np.ndarray | None = No
         parts = [tasks.loader(f"rows-{at}") for at in range(0, n, PART)]
         with Peak() as peak:
             began = time.perf_counter()
-            level, graph, stats = knn_graph(tasks, parts, n, dim, shards, GraphOptions(k, TARGET, 0), "level-0")
+            options = GraphOptions(k, TARGET, 0, device)
+            level, graph, stats = knn_graph(tasks, parts, n, dim, shards, options, "level-0")
             seconds = time.perf_counter() - began
         peak_bytes = max(0, peak.bytes - x_ND.nbytes)
     result = {"seconds": seconds, "stages": tasks.progress.seconds, **stats.as_dict(), "peak_bytes": peak_bytes}
@@ -149,16 +153,18 @@ def _recall(truth_SK: np.ndarray, found_SK: np.ndarray, sample_S: np.ndarray) ->
     return float(np.mean([np.isin(truth, found[found != own]).mean() for truth, found, own in pairs]))
 
 
-def measure(x_ND: np.ndarray, k: int, shards: int, peers: bool, twice: bool = True) -> dict[str, Any]:
+def measure(
+    x_ND: np.ndarray, k: int, shards: int, peers: bool, twice: bool = True, device: str = "cpu"
+) -> dict[str, Any]:
     """All figures of one set."""
     n, dim = x_ND.shape
-    result: dict[str, Any] = {"points": n, "dim": dim, "k": k, "shards": shards}
+    result: dict[str, Any] = {"points": n, "dim": dim, "k": k, "shards": shards, "device": device}
     sample_S = np.random.default_rng(1).choice(n, min(n, SAMPLE), replace=False)
     truth_SK = exact_neighbours(x_ND, k, sample_S)
     # Memory is that of the first run: what it has touched, the store keeps. Time is that of the second.
-    first = ours(x_ND, k, shards, None if twice else sample_S)
+    first = ours(x_ND, k, shards, None if twice else sample_S, device)
     peak_bytes = first["peak_bytes"]
-    mine = ours(x_ND, k, shards, sample_S) if twice else first
+    mine = ours(x_ND, k, shards, sample_S, device) if twice else first
     peak = sgemm_peak()
     # Products of the search alone: each point against the rows of its probed cells.
     flop = 2.0 * n * dim * mine["rows_compared"]
@@ -189,6 +195,9 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true", help="time ours alone")
     parser.add_argument("--than-points", type=int, help="time per point against that at this many points")
     parser.add_argument("--than-shards", type=int, help="time against that in this many shards")
+    parser.add_argument(
+        "--gpu", action="store_true", help="on GPUs (knn_device=cuda), and its time against that on the CPU"
+    )
     parser.add_argument("--store-gb", type=float, help="size of Ray's object store; default: Ray's own")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -209,7 +218,11 @@ def main() -> None:
     shards = args.shards or default_shards(args.points, x_ND.shape[1], os.cpu_count() or 1)
     ours(x_ND[:20_000], args.k, 4)  # workers start and kernels are compiled
     # What does not fit the object store runs for minutes: once.
-    result = measure(x_ND, args.k, shards, not args.no_peers, twice=not args.store_gb)
+    device = "cuda" if args.gpu else "cpu"
+    result = measure(x_ND, args.k, shards, not args.no_peers, twice=not args.store_gb, device=device)
+    if args.gpu:
+        other = measure(x_ND, args.k, default_shards(args.points, x_ND.shape[1], os.cpu_count() or 1), False)
+        result |= {"on_cpu": other, "ratio_cpu_over_gpu": other["ours_s"] / result["ours_s"]}
     if args.than_points:
         fewer_ND = points(args.than_points)
         other = measure(fewer_ND, args.k, default_shards(len(fewer_ND), x_ND.shape[1], os.cpu_count() or 1), False)
