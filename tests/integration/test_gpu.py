@@ -40,7 +40,7 @@ def test_an_exact_graph_has_the_bytes_of_the_cpu(vectors: str, labelled: Path, t
     assert on_gpu == on_cpu
 
 
-def test_a_graph_by_a_partition_reaches_the_recall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_by_a_partition_is_nearly_that_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """faiss-gpu, where it is installed, has other centroids; without it the graph is that of the CPU."""
     monkeypatch.setattr(layout, "choose_nlist", lambda n: 30)
     x_ND = points.clustered(5, 3000, 24, 60)[0]
