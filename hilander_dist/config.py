@@ -77,6 +77,10 @@ class Calibration(_Options):
     .775/.791 (three networks each). A network of one set, which meets that domain alone, has .5: grocery 1.5, 1.8 and 2.0 clusters a
     class."""
 
+    lone_rate: float = Field(default=0.0, ge=0, lt=1)
+    """Relational: share of training's nodes that were the only one of their class. A node that is left alone goes to the cluster of its
+    most probable neighbour where that is more probable than the share of such nodes allows (``cluster.lone``); with 0 it stays alone."""
+
 
 class ModelConfig(_Options):
     """The shape of LANDER (algorithm.md 1.5, 1.6)."""

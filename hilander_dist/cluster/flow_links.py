@@ -4,8 +4,8 @@ Trees of links with a probability above ``forest_tau`` are formed as ever (``dec
 pair of trees, with probabilities corrected by the level's base rate; trees merge by ``flow``, then by ``pairs``: each a
 decision on all edges between two clusters, not on one. This is done twice: the clusters of the first time, whatever tau is
 asked for, tell the base rate better than the probabilities do. Each merged tree's root links to the densest root of its group.
-In the end clusters of two classes are split (``splits``) and small ones joined (``joins``). So every node still has at most one
-link, to a denser one.
+In the end clusters of two classes are split (``splits``), small ones joined (``joins``), and nodes that are still alone taken in
+(``lone``). So every node still has at most one link, to a denser one.
 
 The first rounds of merges run over the shards (``flow_rounds``), until one task holds what is left.
 """
@@ -33,6 +33,7 @@ from hilander_dist.cluster.forward import Halo, make_table, plan_halo
 from hilander_dist.cluster.groups import link_groups
 from hilander_dist.cluster.joins import join_links
 from hilander_dist.cluster.links import Linker, Links, decode_shard, density_columns
+from hilander_dist.cluster.lone import place_lone
 from hilander_dist.cluster.memory import mergeable_pairs
 from hilander_dist.cluster.pairs import CHANCE_ONE, Clusters, contract, merge_pairs
 from hilander_dist.cluster.relations import chances, mean_chance, score_relations
@@ -74,6 +75,7 @@ class Forest:
     pair_tau: float
     join_tau: float
     rest: float
+    lone_rate: float
 
 
 def link_by_relations(
@@ -84,7 +86,8 @@ def link_by_relations(
     Args:
         model: the network.
         model_ref: the network in the object store.
-        calibration: what training found out: ``base_rate``, ``forest_tau``, ``pair_tau``, ``join_tau`` and ``rest``.
+        calibration: what training found out: ``base_rate``, ``forest_tau``, ``pair_tau``, ``join_tau``, ``rest`` and
+            ``lone_rate``.
         k: length of the neighbour lists, the node itself included.
         tau: edges with a corrected probability up to this carry no weight.
         whitened: vectors were, by clusters; see ``base_rate.moved_shift``.
@@ -162,6 +165,7 @@ def score_forest(
         calibration.pair_tau,
         calibration.join_tau,
         calibration.rest,
+        calibration.lone_rate,
     )
 
 
@@ -182,10 +186,11 @@ def share_inside(tasks: Tasks, forest: Forest, links: list[Ref]) -> float:
 
 def cluster_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
     """The level's links at a tau, per shard: trees are merged (``merge_forest``), clusters split in which the merges joined two
-    classes (``halves``), and small ones joined that they left apart (``joins``)."""
+    classes (``halves``), small ones joined that they left apart (``joins``), and lone nodes taken in (``lone``)."""
     scored = Scored(forest.model_ref, forest.own, forest.scores, forest.halo, forest.k, forest.shift)
     links, usual = split_links(tasks, scored, merge_forest(tasks, forest, tau))
-    return join_links(tasks, scored, links, usual, forest.join_tau)
+    joined = join_links(tasks, scored, links, usual, forest.join_tau)
+    return place_lone(tasks, scored, joined, forest.lone_rate)
 
 
 def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:

@@ -1,4 +1,5 @@
-"""Trees of a level that belong together become one: the root of each links to the densest root of its group."""
+"""Trees of a level: their sizes, and how those that belong together become one: the root of each links to the densest root of its
+group."""
 
 from typing import Any
 
@@ -31,6 +32,32 @@ def link_groups(
         tasks, [tasks.call(_group_keys, block) for block in roots], densest, starts, serve_placed
     )
     return [tasks.call(_join_roots, links[s], roots[s], needs[s], answers[s], starts[s]) for s in range(S)]
+
+
+def cluster_sizes(tasks: Tasks, pointers: list[Ref], starts: Starts) -> list[Ref]:
+    """Per shard a block of its roots, at_C (rows of the shard, ascending), and their trees' nodes, size_C; int64.
+
+    Args:
+        tasks: where to run.
+        pointers: per shard pointer_N, each node's root.
+        starts: how the nodes are cut into shards.
+    """
+    S = len(starts) - 1
+    counts = [tasks.call(_count_members, block, starts, returns=S) for block in pointers]
+    return [tasks.call(_add_sizes, inbox, starts[s]) for s, inbox in enumerate(shuffle(counts, S))]
+
+
+def _count_members(pointers: Block, starts: Starts) -> Any:
+    root_R, count_R = np.unique(pointers["pointer_N"], return_counts=True)
+    return partition_rows({"root_R": root_R, "count_R": count_R}, root_R, starts)
+
+
+def _add_sizes(inbox: list[Block], start: int) -> Block:
+    parts = concat_blocks(inbox)
+    root_C, at = np.unique(parts["root_R"], return_inverse=True)
+    size_C = np.zeros(len(root_C), dtype=np.int64)
+    np.add.at(size_C, at, parts["count_R"])
+    return {"at_C": root_C - start, "size_C": size_C}
 
 
 def _roots(pointers: Block, own: Block, groups: Block, start: int) -> Block:

@@ -11,6 +11,7 @@ from hilander_dist.cluster.flow_links import merge_trees, tree_pairs
 from hilander_dist.cluster.flow_rounds import whole_trees
 from hilander_dist.cluster.halves import Members, cut_clusters, split_clusters, usual_numbers
 from hilander_dist.cluster.joins import Neighbourhood, cluster_pairs, join_clusters, whole_neighbourhood
+from hilander_dist.cluster.lone import least_log_odds, taken_in
 from hilander_dist.cluster.relations import chances
 from hilander_dist.cluster.roots import jump_inside
 from hilander_dist.cluster.splits import gather_members, inside_edges
@@ -45,7 +46,7 @@ def label_graph(
         logit_NK: log-odds of the edges.
         density_N: of the nodes.
         model: with its heads.
-        calibration: forest_tau, pair_tau, join_tau, rest and base_rate count.
+        calibration: forest_tau, pair_tau, join_tau, rest, lone_rate and base_rate count.
         taus: edges with a corrected probability up to this carry no weight.
     """
     nbr_NK = nbr_NK.astype(np.int64)
@@ -59,7 +60,8 @@ def label_graph(
     found = []
     for tau in taus:
         merged_N = _merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau)
-        found.append(_split_and_join(model, nbr_NK, logit_NK, density_N, shift, merged_N, calibration.join_tau))
+        joined_N = _split_and_join(model, nbr_NK, logit_NK, density_N, shift, merged_N, calibration.join_tau)
+        found.append(_place_lone(nbr_NK, logit_NK, joined_N, calibration.lone_rate))
     return np.stack(found)
 
 
@@ -166,3 +168,13 @@ def _split_and_join(
     split_N = np.argsort(np.argsort(densest["position_R"]))[split_N]
     found = graph_neighbourhood(nbr_NK, logit_NK, shift, split_N)
     return np.asarray(join_clusters(model.join, found, neighbours, usual, join_tau)[split_N])
+
+
+def _place_lone(nbr_NK: np.ndarray, logit_NK: np.ndarray, label_N: np.ndarray, lone_rate: float) -> np.ndarray:
+    """The cluster of each node after ``lone``, int64 (N)."""
+    lone_N = np.bincount(label_N, minlength=1)[label_N] == 1
+    least = least_log_odds(int(lone_N.sum()), len(label_N), lone_rate)
+    row_L, rank_L = taken_in(logit_NK, nbr_NK >= 0, lone_N, lone_N[np.maximum(nbr_NK, 0)], least)
+    label_N = label_N.copy()
+    label_N[row_L] = label_N[nbr_NK[row_L, rank_L]]
+    return label_N

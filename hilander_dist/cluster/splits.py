@@ -14,6 +14,7 @@ import numpy as np
 from hilander_dist.cluster.decode import densest_of_groups
 from hilander_dist.cluster.flow_rounds import answers_for, serve_placed
 from hilander_dist.cluster.forward import Halo, make_table
+from hilander_dist.cluster.groups import cluster_sizes
 from hilander_dist.cluster.halves import (
     LEAST_MEMBERS,
     Cuts,
@@ -66,9 +67,9 @@ def split_links(tasks: Tasks, scored: Scored, links: list[Ref]) -> tuple[list[Re
     """
     model_ref, own, scores, halo, k, shift = scored
     S, starts = len(links), halo.starts
-    placed = [tasks.call(_place, block, starts[s]) for s, block in enumerate(find_roots(tasks, links, starts))]
-    counts = [tasks.call(_count_members, block, starts, returns=S) for block in placed]
-    sizes = [tasks.call(_add_sizes, inbox, starts[s]) for s, inbox in enumerate(shuffle(counts, S))]
+    pointers = find_roots(tasks, links, starts)
+    placed = [tasks.call(_place, block, starts[s]) for s, block in enumerate(pointers)]
+    sizes = cluster_sizes(tasks, pointers, starts)
     needs, answers = fetch_rows(tasks, [tasks.call(_roots, block) for block in placed], sizes, starts, serve_placed)
     away = halo.tables(tasks, placed)
     sent = []
@@ -129,19 +130,6 @@ def inside_edges(
 def _place(pointers: Block, start: int) -> Block:
     root_N = pointers["pointer_N"]
     return {"root_M": root_N, "position_M": start + np.arange(len(root_N))}
-
-
-def _count_members(placed: Block, starts: Starts) -> Any:
-    root_R, count_R = np.unique(placed["root_M"], return_counts=True)
-    return partition_rows({"root_R": root_R, "count_R": count_R}, root_R, starts)
-
-
-def _add_sizes(inbox: list[Block], start: int) -> Block:
-    parts = concat_blocks(inbox)
-    root_C, at = np.unique(parts["root_R"], return_inverse=True)
-    size_C = np.zeros(len(root_C), dtype=np.int64)
-    np.add.at(size_C, at, parts["count_R"])
-    return {"at_C": root_C - start, "size_C": size_C}
 
 
 def _roots(placed: Block) -> np.ndarray:

@@ -277,3 +277,9 @@ def same_share(episode: Block) -> float:
     """Share of same-class edges; NaN without any edge."""
     same_NK, real_NK = same_class(episode)
     return float(same_NK.sum() / real_NK.sum()) if real_NK.any() else float("nan")
+
+
+def lone_share(episode: Block) -> float:
+    """Share of the rows that are the only one of their class."""
+    _, size_C = np.unique(episode["label_N"], return_counts=True)
+    return float(np.count_nonzero(size_C == 1) / len(episode["label_N"]))

@@ -21,6 +21,7 @@ from hilander_dist.lander.episodes import (
     Plan,
     build_episode,
     held_out_classes,
+    lone_share,
     pick_rows,
     plan_training,
     plan_validation,
@@ -60,6 +61,8 @@ class Episodes:
     classes: int
     base_rate: float
     """Share of same-class edges in training, the mean over data sets of the mean over episodes."""
+    lone_rate: float
+    """Share of rows that are the only one of their class, the same mean."""
 
 
 def draw_episodes(tasks: Tasks, run: Run, inputs: list[Ingested], sizes: list[ClassSizes], config: Config) -> Episodes:
@@ -69,13 +72,13 @@ def draw_episodes(tasks: Tasks, run: Run, inputs: list[Ingested], sizes: list[Cl
     for domain, (data, size) in enumerate(zip(inputs, sizes, strict=True)):
         refs, paths = _draw(tasks, data, size.size_C, domain, len(inputs) > 1, config)
         built += refs
-        shares.append([tasks.call(same_share, ref) for ref in refs[: config.train.episodes]])
+        shares.append([tasks.call(_shares, ref) for ref in refs[: config.train.episodes]])
         uris = tuple(run.work.child(path).uri for path in paths)
         training.append(uris[: config.train.episodes])
         validation.append(uris[config.train.episodes :])
     tasks.wait(built, "episodes")
-    base_rate = float(np.mean([np.nanmean(tasks.get(domain)) for domain in shares]))
-    return Episodes(tuple(training), tuple(validation), sum(size.classes for size in sizes), base_rate)
+    base_rate, lone_rate = np.mean([np.nanmean(tasks.get(domain), axis=0) for domain in shares], axis=0).tolist()
+    return Episodes(tuple(training), tuple(validation), sum(size.classes for size in sizes), base_rate, lone_rate)
 
 
 def class_sizes(tasks: Tasks, data: Ingested) -> ClassSizes:
@@ -104,6 +107,7 @@ def make_course(episodes: Episodes, config: Config) -> EpisodeCourse:
         whiten=several,
         join_tau=0.6 if several else 0.5,
         rest=REST if several else 0.0,
+        lone_rate=round(episodes.lone_rate, 6),
     )
     return EpisodeCourse(
         episodes.training, episodes.validation, config.model, config.train, config.seed, calibration, score_episode
@@ -126,6 +130,10 @@ def _draw(
         for number, (inbox, path) in enumerate(zip(shuffle(picked, numbers), paths, strict=True))
     ]
     return built, paths
+
+
+def _shares(episode: Block) -> tuple[float, float]:
+    return same_share(episode), lone_share(episode)
 
 
 def make_plan(size_C: np.ndarray, key: tuple[int, int, int, float, bool], number: int) -> Plan:

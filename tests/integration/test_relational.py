@@ -79,6 +79,7 @@ def test_training_leaves_a_calibrated_checkpoint_and_its_numbers(trained: Path) 
     assert model.config.features == "relational"
     assert model.calibration is not None
     assert model.calibration.max_levels == 1
+    assert 0 < model.calibration.lone_rate < 0.3
     assert isinstance(model, RelationalLander)
     assert all(weight.any() for weight in last_layers(model.pair))
     # Of the two members, which have seen a set each, one has too few examples of 20 episodes.

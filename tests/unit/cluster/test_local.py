@@ -21,12 +21,13 @@ from tests.unit.cluster.small import joined, laid_out
 K = 12
 
 
+@pytest.mark.parametrize("lone", [False, True])
 @pytest.mark.parametrize(
     ("sure", "split", "join"), [(False, False, False), (True, False, False), (False, True, False), (False, True, True)]
 )
 @pytest.mark.parametrize("shards", [1, 2])
 def test_a_graph_has_the_clusters_of_the_sharded_level(
-    shards: int, sure: bool, split: bool, join: bool, monkeypatch: pytest.MonkeyPatch
+    shards: int, sure: bool, split: bool, join: bool, lone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(halves, "LEAST_CUTS", 3)
     monkeypatch.setattr(halves, "LEAST_GAP", -10.0)
@@ -47,7 +48,7 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(
                     layer.reset_parameters()
             head.out.bias.fill_(1)
             model.join = CarefulHead([head])
-    calibration = Calibration(forest_tau=0.6, rest=0.5)
+    calibration = Calibration(forest_tau=0.6, rest=0.5, lone_rate=0.5 if lone else 0.0)
     tasks = LocalTasks()
     level, graph = laid_out(tasks, {"id_N": np.arange(len(x_ND)), "x_ND": x_ND}, shards, K)
     links = link_by_relations(model, put(model), calibration, K, calibration.tau)(tasks, level, graph, "level-0")

@@ -15,6 +15,7 @@ from hilander_dist.lander.episodes import (
     build_episode,
     exact_neighbours,
     held_out_classes,
+    lone_share,
     move_together,
     pick_rows,
     plan_training,
@@ -129,6 +130,9 @@ def test_an_episode_is_blurred_and_projected_and_knows_its_classes() -> None:
     assert [bool(e["plain_1"][0]) for e in (clean, hard, narrow, close, strange)] == [True, True, True, False, False]
     assert len(np.unique(strange["label_N"])) > len(np.unique(clean["label_N"])) + 50
     assert same_share(strange) < same_share(clean)
+    sizes = np.unique(strange["label_N"], return_counts=True)[1]
+    assert lone_share(strange) == (sizes == 1).sum() / 300 > 0.15
+    assert lone_share(clean) == 0
     assert same_share(hard) < same_share(clean)
     assert same_share(close) < same_share(clean)
     assert (narrow["nbr_NK"] != clean["nbr_NK"]).any()
