@@ -68,8 +68,9 @@ class Calibration(_Options):
     say .77 to .96 of parts of one class of photos, .48 or less of the texts of two classes that are so large."""
 
     rest: float = Field(default=0.0, ge=0)
-    """Relational: weight, in sure edges, with which the walk of the map equation stays at each node. Else what is held by weak edges
-    alone is merged as if they were strong."""
+    """Relational: weight, in sure edges, with which the walk of the map equation stays at each node at a tau of .5; at another one it is
+    in proportion to the weight of all edges (``cluster.flow.rest_at``). Else what is held by weak edges alone is merged as if they
+    were strong."""
 
     join_tau: float = Field(default=0.6, gt=0, lt=1)
     """Relational: in the end, two clusters of up to three lists together join above this probability (``cluster.joins``). At .5, .6

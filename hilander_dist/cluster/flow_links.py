@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hilander_dist.cluster.base_rate import FAR, FIRST_TAU, base_rate_shift, least_shift, moved_shift
-from hilander_dist.cluster.flow import WEIGHT_ONE, edge_weights, merge_flow
+from hilander_dist.cluster.flow import REST_TAU, WEIGHT_ONE, edge_weights, merge_flow, rest_at
 from hilander_dist.cluster.flow_rounds import (
     alone,
     at_both_ends,
@@ -188,9 +188,21 @@ def cluster_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
     """The level's links at a tau, per shard: trees are merged (``merge_forest``), clusters split in which the merges joined two
     classes (``halves``), small ones joined that they left apart (``joins``), and lone nodes taken in (``lone``)."""
     scored = Scored(forest.model_ref, forest.own, forest.scores, forest.halo, forest.k, forest.shift)
-    links, usual = split_links(tasks, scored, merge_forest(tasks, forest, tau))
+    links, usual = split_links(tasks, scored, merge_forest(tasks, rested(tasks, forest, tau), tau))
     joined = join_links(tasks, scored, links, usual, forest.join_tau)
     return place_lone(tasks, scored, joined, forest.lone_rate)
+
+
+def rested(tasks: Tasks, forest: Forest, tau: float) -> Forest:
+    """The forest with the rest that goes with a tau (``flow.rest_at``)."""
+    if not forest.rest or tau == REST_TAU:
+        return forest
+    sums = [
+        tasks.call(_sum_weights, block, local_NK, forest.shift, (tau, REST_TAU))
+        for block, local_NK in zip(forest.scores, forest.halo.local, strict=True)
+    ]
+    weight, at_rest_tau = sum(tasks.get(sums)).tolist()
+    return replace(forest, rest=rest_at(forest.rest, weight, at_rest_tau))
 
 
 def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
@@ -257,6 +269,16 @@ def _inside(pointers: Block, away: list[Block], local_NK: np.ndarray) -> np.ndar
 def _sure_edges(scores: Block) -> Block:
     p1_NK = chances(scores["logit_NK"]).astype(np.float32)
     return {"p0_NK": chances(-scores["logit_NK"]).astype(np.float32), "p1_NK": p1_NK}
+
+
+def _sum_weights(scores: Block, local_NK: np.ndarray, shift: float, taus: tuple[float, float]) -> np.ndarray:
+    return sum_weights(scores["logit_NK"][local_NK >= 0], shift, taus)
+
+
+def sum_weights(logit_E: np.ndarray, shift: float, taus: tuple[float, ...]) -> np.ndarray:
+    """The weight of all edges at some taus, int64; arguments as of ``tree_pairs``."""
+    p1_E = chances(logit_E, shift)
+    return np.array([edge_weights(p1_E, tau).sum() for tau in taus])
 
 
 def _tree_pairs(

@@ -7,7 +7,8 @@ import torch
 
 from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, count_best, least_shift, moved_shift
 from hilander_dist.cluster.decode import decode_links, densest_of_groups, parent_positions
-from hilander_dist.cluster.flow_links import merge_trees, tree_pairs
+from hilander_dist.cluster.flow import REST_TAU, rest_at
+from hilander_dist.cluster.flow_links import merge_trees, sum_weights, tree_pairs
 from hilander_dist.cluster.flow_rounds import whole_trees
 from hilander_dist.cluster.halves import Members, cut_clusters, split_clusters, usual_numbers
 from hilander_dist.cluster.joins import Neighbourhood, cluster_pairs, join_clusters, whole_neighbourhood
@@ -59,7 +60,9 @@ def label_graph(
     shift = moved_shift(first_shift, share, calibration.base_rate, _least(nbr_NK, logit_NK))
     found = []
     for tau in taus:
-        merged_N = _merge(model, nbr_NK, logit_NK, root_N, calibration, shift, tau)
+        weight, at_rest_tau = sum_weights(logit_NK[real_NK], shift, (tau, REST_TAU)).tolist()
+        rested = calibration.model_copy(update={"rest": rest_at(calibration.rest, weight, at_rest_tau)})
+        merged_N = _merge(model, nbr_NK, logit_NK, root_N, rested, shift, tau)
         joined_N = _split_and_join(model, nbr_NK, logit_NK, density_N, shift, merged_N, calibration.join_tau)
         found.append(_place_lone(nbr_NK, logit_NK, joined_N, calibration.lone_rate))
     return np.stack(found)

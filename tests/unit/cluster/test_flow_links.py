@@ -1,5 +1,6 @@
 """Relational links: the same for any sharding, as one process computes them, on a forest to denser nodes."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,16 +9,18 @@ import torch
 
 from hilander_dist.cluster import flow_links
 from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, count_best, least_shift, moved_shift
+from hilander_dist.cluster.flow import REST_TAU, edge_weights
 from hilander_dist.cluster.flow_links import (
     link_by_relations,
     merge_forest,
+    rested,
     score_forest,
     with_base_rate,
 )
 from hilander_dist.cluster.flow_rounds import merge_round
 from hilander_dist.cluster.forward import plan_halo
 from hilander_dist.cluster.links import Links
-from hilander_dist.cluster.relations import score_relations
+from hilander_dist.cluster.relations import chances, score_relations
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.config import Calibration, ModelConfig
 from hilander_dist.errors import ClusterError
@@ -156,6 +159,22 @@ def test_a_high_base_rate_of_training_does_not_leave_all_nodes_alone(
     scores, nbr_NK = joined(tasks, first.scores), joined(tasks, graph)["nbr_NK"]
     assert first.least == least_shift(count_best(scores["logit_NK"], nbr_NK >= 0)) < 0
     assert first.shift == with_base_rate(tasks, first, 0.999).shift == first.least
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_walk_rests_for_the_same_share_at_any_tau(nodes: Block, model: RelationalLander, shards: int) -> None:
+    tasks = LocalTasks()
+    level, graph = laid_out(tasks, nodes, shards, K)
+    forest = score_forest(tasks, model, put(model), Calibration(rest=2.0), K, level, graph, "level-0")
+    forest = replace(forest, shift=0.25)
+    real_NK = joined(tasks, graph)["nbr_NK"] >= 0
+    p1_E = chances(joined(tasks, forest.scores)["logit_NK"][real_NK], 0.25)
+    weights = {tau: int(edge_weights(p1_E, tau).sum()) for tau in (0.3, REST_TAU, 0.7)}
+    assert weights[0.3] > weights[REST_TAU] > weights[0.7] > 0
+    for tau, weight in weights.items():
+        assert rested(tasks, forest, tau).rest == 2.0 * weight / weights[REST_TAU]
+    assert rested(tasks, replace(forest, rest=0.0), 0.7).rest == 0
+    assert rested(tasks, replace(forest, shift=-60.0), 0.7).rest == 2.0
 
 
 def test_a_merge_that_fits_no_node_is_refused(nodes: Block, model: RelationalLander) -> None:

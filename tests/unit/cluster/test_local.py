@@ -48,7 +48,7 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(
                     layer.reset_parameters()
             head.out.bias.fill_(1)
             model.join = CarefulHead([head])
-    calibration = Calibration(forest_tau=0.6, rest=0.5, lone_rate=0.5 if lone else 0.0)
+    calibration = Calibration(forest_tau=0.6, rest=0.5, tau=0.6 if lone else 0.5, lone_rate=0.5 if lone else 0.0)
     tasks = LocalTasks()
     level, graph = laid_out(tasks, {"id_N": np.arange(len(x_ND)), "x_ND": x_ND}, shards, K)
     links = link_by_relations(model, put(model), calibration, K, calibration.tau)(tasks, level, graph, "level-0")

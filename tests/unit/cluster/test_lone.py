@@ -30,7 +30,7 @@ def linked(shards: int, lone_rate: float) -> Block:
         model.head.weight *= 20
     tasks = LocalTasks()
     level, graph = laid_out(tasks, {"id_N": np.arange(len(x_ND))[::-1].copy(), "x_ND": x_ND}, shards, K)
-    calibration = Calibration(forest_tau=0.95, lone_rate=lone_rate)
+    calibration = Calibration(forest_tau=0.95, rest=0.5, lone_rate=lone_rate)
     links = link_by_relations(model, put(model), calibration, K, 0.95)(tasks, level, graph, "level-0")
     root_N = joined(tasks, find_roots(tasks, links.blocks, level.starts))["pointer_N"]
     return {**joined(tasks, links.blocks), "root_N": root_N, "id_N": joined(tasks, level.nodes)["id_N"]}

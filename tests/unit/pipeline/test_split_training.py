@@ -41,8 +41,7 @@ def test_examples_are_cuts_of_clusters(model: RelationalLander, tmp_path: Path, 
     uri = episode(tmp_path, 1200, 40, group)
     examples = split_examples(model, uri)
     assert examples["inputs_EF"].shape == (len(examples["same_E"]), HALF_INPUTS)
-    assert examples["same_E"].any()
-    assert examples["same_E"].all() == (group == 0)  # Classes that were moved together are merged, and cut apart.
+    assert 0 < examples["same_E"].mean() < 1  # Some clusters are of two classes, and cut apart.
     assert (examples["weight_E"] >= 1).all()
     again = split_examples(model, uri)
     assert all(np.array_equal(again[name], column) for name, column in examples.items())
