@@ -67,6 +67,8 @@ def place_lone(tasks: Tasks, scored: Scored, links: list[Ref], lone_rate: float)
     sizes = cluster_sizes(tasks, pointers, starts)
     marked = [tasks.call(_mark, pointers[s], sizes[s]) for s in range(S)]
     lone = sum(tasks.get([tasks.call(_count_lone, block) for block in marked]))
+    if not lone or not lone_rate:
+        return links
     least = least_log_odds(lone, starts[-1], lone_rate)
     away = halo.tables(tasks, marked)
     groups = [

@@ -28,20 +28,21 @@ def model() -> RelationalLander:
     return model
 
 
-def episode(where: Path, rows: int, k: int, group: float = 0.0) -> str:
+def episode(where: Path, rows: int, k: int, group: float = 0.0, noise: float = 0.8) -> str:
     """Blurred classes of 15 on average."""
     x_ND, label_N = clustered(0, rows, 12, rows // 15)
-    plan = Plan(0, k, NOTHING, np.zeros(0), 0.8, 1.0, group)
+    plan = Plan(0, k, NOTHING, np.zeros(0), noise, 1.0, group)
     Storage(str(where)).write_block("e.safetensors", build_episode(x_ND, label_N, plan, np.random.default_rng(0)))
     return str(where / "e.safetensors")
 
 
 @pytest.mark.parametrize("group", [0.0, 3.0])
 def test_examples_are_cuts_of_clusters(model: RelationalLander, tmp_path: Path, group: float) -> None:
-    uri = episode(tmp_path, 1200, 40, group)
+    uri = episode(tmp_path, 1200, 40, group, noise=0.85)
     examples = split_examples(model, uri)
     assert examples["inputs_EF"].shape == (len(examples["same_E"]), HALF_INPUTS)
-    assert 0 < examples["same_E"].mean() < 1  # Some clusters are of two classes, and cut apart.
+    assert examples["same_E"].any()
+    assert examples["same_E"].all() == (group == 0)  # Classes that were moved together are merged, and cut apart.
     assert (examples["weight_E"] >= 1).all()
     again = split_examples(model, uri)
     assert all(np.array_equal(again[name], column) for name, column in examples.items())
