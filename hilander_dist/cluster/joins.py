@@ -151,7 +151,7 @@ def join_links(tasks: Tasks, scored: Scored, links: list[Ref], usual: Ref, join_
         tasks: where to run.
         scored: the level's scores.
         links: per shard, of ``splits.split_links``.
-        usual: of the same.
+        usual: ``splits.usual_cuts``.
         join_tau: see ``config.Calibration``.
     """
     S, starts, halo = len(links), scored.halo.starts, scored.halo

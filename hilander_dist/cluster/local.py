@@ -40,7 +40,7 @@ def label_graph(
     calibration: Calibration,
     taus: Sequence[float],
 ) -> np.ndarray:
-    """The cluster of each node at each tau, int64 (T, N).
+    """The cluster of each node by checkpoints with each tau, int64 (T, N).
 
     Args:
         nbr_NK: neighbours, -1 pads.

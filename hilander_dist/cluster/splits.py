@@ -57,15 +57,15 @@ class Scored(NamedTuple):
     """Log-odds to add for the level's base rate."""
 
 
-def split_links(tasks: Tasks, scored: Scored, links: list[Ref]) -> tuple[list[Ref], Ref]:
-    """A level's links with its clusters split, per shard, and what is usual for its cuts (``halves.usual_numbers``).
+def cut_links(tasks: Tasks, scored: Scored, links: list[Ref]) -> list[list[Ref]]:
+    """A level's clusters of a fit size cut in two, per shard of their roots: members, cuts and the cuts' numbers.
 
     Args:
         tasks: where to run.
         scored: the level's scores.
         links: per shard as of ``links.Links``.
     """
-    model_ref, own, scores, halo, k, shift = scored
+    own, scores, halo, k, shift = scored.own, scored.scores, scored.halo, scored.k, scored.shift
     S, starts = len(links), halo.starts
     pointers = find_roots(tasks, links, starts)
     placed = [tasks.call(_place, block, starts[s]) for s, block in enumerate(pointers)]
@@ -78,13 +78,33 @@ def split_links(tasks: Tasks, scored: Scored, links: list[Ref]) -> tuple[list[Re
         nodes = tasks.call(_send_members, placed[s], fit, links[s], own[s], starts, returns=S)
         edges = tasks.call(_send_edges, placed[s], away[s], fit, halo.local[s], scores[s], shift, starts, returns=S)
         sent.append(as_list(nodes, S) + as_list(edges, S))
-    cut = [
+    return [
         tasks.call(_cut, [pieces[s] for pieces in sent], [pieces[S + s] for pieces in sent], k - 1, returns=3)
         for s in range(S)
     ]
-    usual = tasks.call(_medians, [numbers for *_, numbers in cut])
-    moved = [tasks.call(_split, model_ref, block, found, k - 1, usual, starts, returns=S) for block, found, _ in cut]
-    return [tasks.call(_relink, links[s], inbox, starts[s]) for s, inbox in enumerate(shuffle(moved, S))], usual
+
+
+def usual_cuts(tasks: Tasks, cuts: list[list[Ref]]) -> Ref:
+    """What is usual for the cuts of a level (``halves.usual_numbers``)."""
+    return tasks.call(_medians, [numbers for *_, numbers in cuts])
+
+
+def split_links(tasks: Tasks, scored: Scored, links: list[Ref], cuts: list[list[Ref]], usual: Ref) -> list[Ref]:
+    """A level's links with its clusters split, per shard.
+
+    Args:
+        tasks: where to run.
+        scored: the level's scores.
+        links: per shard as of ``links.Links``.
+        cuts: of their clusters, ``cut_links``.
+        usual: ``usual_cuts``.
+    """
+    S, starts = len(links), scored.halo.starts
+    moved = [
+        tasks.call(_split, scored.model_ref, block, found, scored.k - 1, usual, starts, returns=S)
+        for block, found, _ in cuts
+    ]
+    return [tasks.call(_relink, links[s], inbox, starts[s]) for s, inbox in enumerate(shuffle(moved, S))]
 
 
 def gather_members(nodes: Block, edges: Block) -> tuple[Block, Members]:

@@ -186,8 +186,8 @@ def choose_tau(found_TM: np.ndarray, class_M: np.ndarray) -> dict[str, Any]:
 
 
 def _clusters(tasks: Tasks, level: Level, forest: Forest, row_M: np.ndarray, tau: float) -> np.ndarray:
-    """The cluster of each labelled item, as its root's position."""
-    pointers: list[Ref] = find_roots(tasks, cluster_forest(tasks, forest, tau), level.starts)
+    """The cluster of each labelled item, as its root's position, by a checkpoint with this tau."""
+    pointers: list[Ref] = find_roots(tasks, cluster_forest(tasks, forest, tau, tau), level.starts)
     blocks = tasks.get([tasks.call(_roots_of, level.nodes[s], pointers[s], row_M) for s in range(level.shards)])
     found = concat_blocks(blocks)
     root_M: np.ndarray = found["root_M"][np.argsort(found["row_M"])]

@@ -11,6 +11,7 @@ from hilander_dist.cluster import flow_links
 from hilander_dist.cluster.base_rate import FIRST_TAU, base_rate_shift, count_best, least_shift, moved_shift
 from hilander_dist.cluster.flow import REST_TAU, edge_weights
 from hilander_dist.cluster.flow_links import (
+    cluster_forest,
     link_by_relations,
     merge_forest,
     rested,
@@ -22,6 +23,7 @@ from hilander_dist.cluster.forward import plan_halo
 from hilander_dist.cluster.links import Links
 from hilander_dist.cluster.relations import chances, score_relations
 from hilander_dist.cluster.roots import find_roots
+from hilander_dist.cluster.splits import Scored, cut_links, usual_cuts
 from hilander_dist.config import Calibration, ModelConfig
 from hilander_dist.errors import ClusterError
 from hilander_dist.knn.layout import CHUNK
@@ -175,6 +177,33 @@ def test_the_walk_rests_for_the_same_share_at_any_tau(nodes: Block, model: Relat
         assert rested(tasks, forest, tau).rest == 2.0 * weight / weights[REST_TAU]
     assert rested(tasks, replace(forest, rest=0.0), 0.7).rest == 0
     assert rested(tasks, replace(forest, shift=-60.0), 0.7).rest == 2.0
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_what_is_usual_for_a_cut_does_not_depend_on_the_tau_that_is_asked_for(
+    nodes: Block, model: RelationalLander, shards: int
+) -> None:
+    tasks = LocalTasks()
+    level, graph = laid_out(tasks, nodes, shards, K)
+    forest = score_forest(tasks, model, put(model), Calibration(rest=2.0), K, level, graph, "level-0")
+    scored = Scored(forest.model_ref, forest.own, forest.scores, forest.halo, forest.k, forest.shift)
+    seen: list[np.ndarray] = []
+
+    def split_clusters(head: Any, members: Any, neighbours: int, cuts: Any, usual: np.ndarray) -> np.ndarray:
+        seen.append(usual)
+        return np.zeros(len(members.group_M), dtype=np.int64)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hilander_dist.cluster.splits.split_clusters", split_clusters)
+        for tau in (0.3, 0.7):
+            cluster_forest(tasks, forest, tau, 0.7)
+    merged = merge_forest(tasks, rested(tasks, forest, 0.7), 0.7)
+    usual = tasks.get(usual_cuts(tasks, cut_links(tasks, scored, merged)))
+    assert np.isfinite(usual).all()
+    assert len(seen) == 2 * shards
+    assert all(np.array_equal(one, usual) for one in seen)
+    low = merge_forest(tasks, rested(tasks, forest, 0.3), 0.3)
+    assert not np.array_equal(tasks.get(usual_cuts(tasks, cut_links(tasks, scored, low))), usual)
 
 
 def test_a_merge_that_fits_no_node_is_refused(nodes: Block, model: RelationalLander) -> None:
