@@ -2,8 +2,8 @@
 
 A clusterer must not learn its training sets by heart: how large classes are, how hard the embedding is, how close classes
 stand, how many neighbours a list has against how many a class has. So each episode takes other classes, in other shares, moves
-classes together, makes rows strangers, blurs or projects the vectors, and has its own graph, of 80 or fewer neighbours. Which
-rows it takes is decided per row by a hash of (seed, episode, id).
+classes together, divides them, makes rows strangers, blurs or projects the vectors, and has its own graph, of 80 or fewer
+neighbours. Which rows it takes is decided per row by a hash of (seed, episode, id).
 
 Shapes: N rows, D dimensions, K = k - 1 neighbours, Q depths of lists, M of means, C classes.
 """
@@ -16,8 +16,8 @@ import numpy as np
 from hilander_dist.knn.local_means import edge_cosines, local_means
 from hilander_dist.knn.shared import count_shared
 from hilander_dist.lander.losses import hash_ids
+from hilander_dist.lander.mirrored import divide_classes, make_strangers
 from hilander_dist.lander.relational import list_depths, mean_depths
-from hilander_dist.lander.strangers import make_strangers
 
 Block = dict[str, np.ndarray]
 
@@ -55,11 +55,14 @@ OFFSET, LONGEST_OFFSET = 0.3, 2.0
 something in common, as in many encoders; and how much. Both make hubs, which are neighbours of many rows."""
 
 STRANGE = 0.3
-"""Share of the training episodes in which rows are made strangers (``strangers``). At .5, with as little as a tenth of the
+"""Share of the training episodes in which rows are made strangers (``mirrored``). At .5, with as little as a tenth of the
 directions mirrored, texts left out are taken for strangers (mean probability .40 of .86, clinc150 .83/.83, 2.4 clusters a class)."""
 
 STRANGERS = (0.2, 0.8)
 """Share of the rows of such an episode that are."""
+
+DIVIDED, PARTS = 0.4, (2.0, 12.0)
+"""Share of the training episodes in which classes are divided, and in how many parts."""
 
 VALIDATION_EPISODES = 2
 """Classes as they are, and with sizes spread evenly over all magnitudes."""
@@ -87,6 +90,8 @@ class Plan(NamedTuple):
     """Length of what is added to all rows alike."""
     strangers: float = 0.0
     """Share of the rows that are made strangers."""
+    parts: float = 0.0
+    """Classes that each class is divided in, on average; 0 where they stay whole."""
 
 
 def held_out_classes(classes: int, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -120,7 +125,8 @@ def plan_training(number: int, size_C: np.ndarray, rng: np.random.Generator, sev
     strangers = float(rng.uniform(*STRANGERS)) if rng.random() < STRANGE else 0.0
     uneven = float(rng.uniform(0, MOST_UNEVEN)) if rng.random() < UNEVEN else 0.0
     offset = float(rng.uniform(0, LONGEST_OFFSET)) if rng.random() < OFFSET else 0.0
-    return plan._replace(uneven=uneven, offset=offset, strangers=strangers)
+    parts = float(np.exp(rng.uniform(*np.log(PARTS)))) if rng.random() < DIVIDED else 0.0
+    return plan._replace(uneven=uneven, offset=offset, strangers=strangers, parts=parts)
 
 
 def plan_validation(number: int, size_C: np.ndarray, rng: np.random.Generator) -> Plan:
@@ -174,16 +180,19 @@ def build_episode(x_ND: np.ndarray, label_N: np.ndarray, plan: Plan, rng: np.ran
         x_ND: unit rows.
         label_N: int64 classes.
         plan: of the episode.
-        rng: for groups, strangers, noise, offset and projection.
+        rng: for groups, parts, strangers, noise, offset and projection.
 
     Returns:
-        nbr_NK int32 (-1 pads), sim_NK float32 (0 at pads), shared_NKQ uint8, cos_NKM int16, label_N int64, and plain_1, whether
-        neither classes were moved together nor rows made strangers, bool.
+        nbr_NK int32 (-1 pads), sim_NK float32 (0 at pads), shared_NKQ uint8, cos_NKM int16, label_N int64, and of bool divided_1,
+        whether classes were divided, and plain_1, whether they are as they were: neither moved together nor divided, without
+        strangers.
     """
     D = x_ND.shape[1]
     x_ND = x_ND.astype(np.float32)
     if plan.group:
         x_ND = move_together(x_ND, label_N, plan.group, rng)
+    if plan.parts:
+        x_ND, label_N = divide_classes(x_ND, label_N, plan.parts, rng)
     if plan.strangers:
         x_ND, label_N = make_strangers(x_ND, label_N, plan.strangers, rng)
     if plan.noise:
@@ -200,7 +209,8 @@ def build_episode(x_ND: np.ndarray, label_N: np.ndarray, plan: Plan, rng: np.ran
     x_ND = np.ascontiguousarray(_unit(x_ND))
     nbr_NK, sim_NK = exact_neighbours(x_ND, plan.k - 1)
     graph = {"nbr_NK": nbr_NK.astype(np.int32), "sim_NK": sim_NK, "label_N": label_N}
-    graph["plain_1"] = np.array([plan.group == 0 and plan.strangers == 0])
+    graph["divided_1"] = np.array([plan.parts > 0])
+    graph["plain_1"] = np.array([plan.group == plan.strangers == plan.parts == 0])
     return {**graph, **graph_relations(x_ND, nbr_NK, plan.k)}
 
 

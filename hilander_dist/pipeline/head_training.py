@@ -12,6 +12,7 @@ from hilander_dist.cluster.flow_rounds import whole_trees
 from hilander_dist.cluster.local import graph_pairs, mean_shift, score_graph, tree_roots
 from hilander_dist.cluster.pairs import Clusters
 from hilander_dist.lander.relational import CarefulHead, ClusterHead, RelationalLander, join_head
+from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.tasks import Block, Ref, Tasks
 
 LEAST_ROWS, LEAST_NEIGHBOURS = 50, 30
@@ -22,6 +23,12 @@ LEAST_CLASSES = 20
 it had not seen by one network of three (.808/.814, so .587/.687)."""
 
 STEPS, BATCH, LEARNING_RATE, DECAY = 1500, 1024, 3e-3, 1e-2
+
+
+def first_of_each(episodes: Episodes, of_one: int, of_several: int) -> list[tuple[str, ...]]:
+    """URIs of the first training episodes of each data set: so many where there is one set, and where there are several."""
+    count = of_several if len(episodes.training) > 1 else of_one
+    return [uris[:count] for uris in episodes.training]
 
 
 def is_large(nbr_NK: np.ndarray) -> bool:

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilander_dist.lander.episodes import (
+    DIVIDED,
     GROUPED,
     K_USED,
     OFFSET,
@@ -55,14 +56,16 @@ def test_about_a_quarter_of_the_episodes_of_many_classes_are_grouped() -> None:
     assert not any(plan_validation(number, np.full(40, 30), rng(number)).group for number in range(VALIDATION_EPISODES))
 
 
-def test_episodes_of_several_sets_have_strangers_uneven_noise_and_offsets() -> None:
+def test_episodes_of_several_sets_have_strangers_parts_uneven_noise_and_offsets() -> None:
     size_C = np.full(40, 30)
     plans = [plan_training(number, size_C, rng(number), several=True) for number in range(400)]
-    shares = [np.mean([getattr(plan, name) > 0 for plan in plans]) for name in ("strangers", "uneven", "offset")]
-    assert shares == pytest.approx([STRANGE, UNEVEN, OFFSET], abs=0.1)
+    shares = [
+        np.mean([getattr(plan, name) > 0 for plan in plans]) for name in ("strangers", "parts", "uneven", "offset")
+    ]
+    assert shares == pytest.approx([STRANGE, DIVIDED, UNEVEN, OFFSET], abs=0.1)
     for number, plan in enumerate(plans[:20]):
         alone = plan_training(number, size_C, rng(number), several=False)
-        assert (alone.strangers, alone.uneven, alone.offset) == (0, 0, 0)
+        assert (alone.strangers, alone.parts, alone.uneven, alone.offset) == (0, 0, 0, 0)
         assert alone[:2] + alone[4:7] == plan[:2] + plan[4:7]
 
 
@@ -127,7 +130,11 @@ def test_an_episode_is_blurred_and_projected_and_knows_its_classes() -> None:
     narrow = build_episode(x_ND, label_N, plain._replace(project=0.25), rng())
     close = build_episode(x_ND, label_N, plain._replace(group=4.0), rng())
     strange = build_episode(x_ND, label_N, plain._replace(strangers=0.5), rng())
-    assert [bool(e["plain_1"][0]) for e in (clean, hard, narrow, close, strange)] == [True, True, True, False, False]
+    parted = build_episode(x_ND, label_N, plain._replace(parts=5.0), rng())
+    made = (clean, hard, narrow, close, strange, parted)
+    assert [bool(e["plain_1"][0]) for e in made] == [True, True, True, False, False, False]
+    assert 25 < len(np.unique(parted["label_N"])) < 90
+    assert same_share(parted) < same_share(clean)
     assert len(np.unique(strange["label_N"])) > len(np.unique(clean["label_N"])) + 50
     assert same_share(strange) < same_share(clean)
     sizes = np.unique(strange["label_N"], return_counts=True)[1]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilander_dist.lander.strangers import JOINED, MIRRORED, make_strangers
+from hilander_dist.lander.mirrored import JOINED, MIRRORED, divide_classes, make_strangers
 from tests.points import clustered, random_rows
 
 
@@ -63,3 +63,49 @@ def test_the_spread_of_all_rows_stays_along_each_direction() -> None:
     direction_DD = np.linalg.eigh(np.cov(x_ND.T))[1]
     before_D, after_D = ((rows - x_ND.mean(0)) @ direction_DD for rows in (x_ND, made_ND))
     np.testing.assert_allclose(before_D.std(0), after_D.std(0), rtol=0.2)
+
+
+@given(st.integers(1, 80), st.integers(2, 12), st.integers(1, 5), st.floats(1, 9))
+@settings(deadline=None)
+def test_parts_are_of_one_class_each_and_every_row_is_in_one(N: int, D: int, classes: int, parts: float) -> None:
+    x_ND, label_N = unit(random_rows(N, N, D)), rng(N).integers(0, classes, N)
+    made_ND, part_N = divide_classes(x_ND, label_N, parts, rng(N, D))
+    assert made_ND.dtype == np.float32
+    assert part_N.min() >= 0
+    np.testing.assert_allclose(np.linalg.norm(made_ND, axis=1), 1, rtol=1e-4)
+    former_P = {(p, c) for p, c in zip(part_N.tolist(), label_N.tolist(), strict=True)}
+    assert len(former_P) == len(np.unique(part_N))
+
+
+def test_no_rows_have_no_parts() -> None:
+    made_ND, part_N = divide_classes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 3.0, rng(0))
+    assert made_ND.shape == (0, 4)
+    assert part_N.shape == (0,)
+
+
+def test_one_part_of_each_class_stays_and_the_distances_inside_the_others_do() -> None:
+    x_ND, label_N = clustered(6, 2000, 48, 10)
+    x_ND = unit(x_ND)
+    made_ND, part_N = divide_classes(x_ND, label_N, 5.0, rng(4))
+    parts = np.unique(part_N)
+    assert 25 < len(parts) < 90
+    stay_P = np.array([np.allclose(made_ND[part_N == p], x_ND[part_N == p], atol=1e-5) for p in parts])
+    assert np.array_equal(np.sort([label_N[part_N == p][0] for p in parts[stay_P]]), np.arange(10))
+    mean_D = x_ND.mean(0)
+    for p in parts[~stay_P][:20]:
+        before, after = (unit(rows[part_N == p] - mean_D) for rows in (x_ND, made_ND))
+        np.testing.assert_allclose(before @ before.T, after @ after.T, atol=0.1)
+
+
+def test_parts_of_one_class_are_apart_as_strangers_are() -> None:
+    x_ND, label_N = clustered(7, 3000, 64, 12)
+    x_ND = unit(x_ND)
+    made_ND, part_N = divide_classes(x_ND, label_N, 3.0, rng(5))
+    cosine_NN = unit(made_ND - x_ND.mean(0)) @ unit(made_ND - x_ND.mean(0)).T
+    same_NN, former_NN = part_N[:, None] == part_N, label_N[:, None] == label_N
+    inside, between, away = (
+        cosine_NN[same_NN].mean(),
+        cosine_NN[former_NN & ~same_NN].mean(),
+        cosine_NN[~former_NN].mean(),
+    )
+    assert away < between < 0.7 * inside

@@ -27,9 +27,9 @@ def model() -> RelationalLander:
     return model
 
 
-def episode(where: Path, rows: int, k: int, group: float = 0.0, strangers: float = 0.0) -> str:
+def episode(where: Path, rows: int, k: int, group: float = 0.0, strangers: float = 0.0, parts: float = 0.0) -> str:
     x_ND, label_N = clustered(0, rows, 12, 12)
-    plan = Plan(0, k, np.zeros(0, int), np.zeros(0), 0.0, 1.0, group, strangers=strangers)
+    plan = Plan(0, k, np.zeros(0, int), np.zeros(0), 0.0, 1.0, group, strangers=strangers, parts=parts)
     Storage(str(where)).write_block(
         f"{rows}-{k}.safetensors", build_episode(x_ND, label_N, plan, np.random.default_rng(0))
     )
@@ -50,8 +50,8 @@ def test_small_episodes_give_none(model: RelationalLander, tmp_path: Path, rows:
     assert len(pair_examples(model, episode(tmp_path, rows, k), 0)["same_E"]) == 0
 
 
-@pytest.mark.parametrize("change", [{"group": 3.0}, {"strangers": 0.5}])
-def test_classes_that_were_moved_and_strangers_give_none(
+@pytest.mark.parametrize("change", [{"group": 3.0}, {"strangers": 0.5}, {"parts": 3.0}])
+def test_classes_that_were_moved_or_divided_and_strangers_give_none(
     model: RelationalLander, tmp_path: Path, change: dict[str, float]
 ) -> None:
     assert len(pair_examples(model, episode(tmp_path, 400, 40, **change), 0)["same_E"]) == 0

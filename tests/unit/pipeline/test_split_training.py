@@ -28,10 +28,10 @@ def model() -> RelationalLander:
     return model
 
 
-def episode(where: Path, rows: int, k: int, group: float = 0.0, noise: float = 0.8) -> str:
+def episode(where: Path, rows: int, k: int, group: float = 0.0, noise: float = 0.8, parts: float = 0.0) -> str:
     """Blurred classes of 15 on average."""
     x_ND, label_N = clustered(0, rows, 12, rows // 15)
-    plan = Plan(0, k, NOTHING, np.zeros(0), noise, 1.0, group)
+    plan = Plan(0, k, NOTHING, np.zeros(0), noise, 1.0, group, parts=parts)
     Storage(str(where)).write_block("e.safetensors", build_episode(x_ND, label_N, plan, np.random.default_rng(0)))
     return str(where / "e.safetensors")
 
@@ -55,6 +55,11 @@ def test_examples_of_joins_are_pairs_of_clusters(model: RelationalLander, tmp_pa
     assert 0 < examples["same_E"].mean() < 0.5
     again = join_examples(model, uri, 0)
     assert all(np.array_equal(again[name], column) for name, column in examples.items())
+
+
+def test_episodes_with_classes_divided_give_no_examples(model: RelationalLander, tmp_path: Path) -> None:
+    uri = episode(tmp_path, 1200, 40, parts=2.0)
+    assert len(split_examples(model, uri)["same_E"]) == len(join_examples(model, uri, 0)["same_E"]) == 0
 
 
 @pytest.mark.parametrize(("rows", "k"), [(40, 40), (400, 12)])
