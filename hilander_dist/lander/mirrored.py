@@ -43,7 +43,7 @@ def divide_classes(
     parts_C = np.clip(wanted_C, 1, size_C)
     first_C = np.cumsum(parts_C) - parts_C
     part_N = first_C[class_N] + (rng.random(len(x_ND)) * parts_C[class_N]).astype(np.int64)
-    return _mirror(x_ND, np.arange(len(x_ND)), part_N, first_C, rng), part_N
+    return _mirror(x_ND, np.arange(len(x_ND)), part_N, int(parts_C.sum()), first_C, rng), part_N
 
 
 def make_strangers(
@@ -65,13 +65,13 @@ def make_strangers(
     first = np.r_[True, (former_M[1:] != former_M[:-1]) | (rng.random(len(strange) - 1) >= JOINED)]
     class_M = np.cumsum(first) - 1
     made_ND, made_N = x_ND.copy(), label_N.copy()
-    made_ND[strange] = _mirror(x_ND, strange, class_M, np.zeros(0, dtype=np.int64), rng)
+    made_ND[strange] = _mirror(x_ND, strange, class_M, int(class_M[-1]) + 1, np.zeros(0, dtype=np.int64), rng)
     made_N[strange] = label_N.max() + 1 + class_M
     return made_ND, made_N
 
 
 def _mirror(
-    x_ND: np.ndarray, at_M: np.ndarray, class_M: np.ndarray, stay_S: np.ndarray, rng: np.random.Generator
+    x_ND: np.ndarray, at_M: np.ndarray, class_M: np.ndarray, classes: int, stay_S: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Some of the rows mirrored, unit rows, float32.
 
@@ -79,14 +79,14 @@ def _mirror(
         x_ND: all rows.
         at_M: which.
         class_M: int64 new class of each, from 0 up; its rows are mirrored along the same directions.
+        classes: how many there are, those without rows included.
         stay_S: classes that are not mirrored.
         rng: draws the directions.
     """
     mean_D = x_ND.mean(0)
     centred_ND = x_ND - mean_D
     direction_DD = np.linalg.eigh(centred_ND.T @ centred_ND)[1].astype(np.float32)
-    shape = (int(class_M.max()) + 1, x_ND.shape[1])
-    sign_PD = np.where(rng.random(shape) < rng.uniform(*MIRRORED), -1, 1).astype(np.float32)
+    sign_PD = np.where(rng.random((classes, x_ND.shape[1])) < rng.uniform(*MIRRORED), -1, 1).astype(np.float32)
     sign_PD[stay_S] = 1
     mirrored_MD = (centred_ND[at_M] @ direction_DD * sign_PD[class_M]) @ direction_DD.T + mean_D
     mirrored_MD /= np.maximum(np.linalg.norm(mirrored_MD, axis=1, keepdims=True), 1e-12)
