@@ -38,18 +38,18 @@ def episode(where: Path, rows: int, k: int, group: float = 0.0, noise: float = 0
 
 @pytest.mark.parametrize("group", [0.0, 3.0])
 def test_examples_are_cuts_of_clusters(model: RelationalLander, tmp_path: Path, group: float) -> None:
-    uri = episode(tmp_path, 1200, 40, group, noise=0.85)
+    uri = episode(tmp_path, 1200, 40, group, noise=0.5)
     examples = split_examples(model, uri)
     assert examples["inputs_EF"].shape == (len(examples["same_E"]), HALF_INPUTS)
-    assert examples["same_E"].any()
-    assert examples["same_E"].all() == (group == 0)  # Classes that were moved together are merged, and cut apart.
+    assert len(examples["same_E"]) > 20
+    assert 0.5 < examples["same_E"].mean() < 0.9  # Some classes were merged, and are cut apart.
     assert (examples["weight_E"] >= 1).all()
     again = split_examples(model, uri)
     assert all(np.array_equal(again[name], column) for name, column in examples.items())
 
 
 def test_examples_of_joins_are_pairs_of_clusters(model: RelationalLander, tmp_path: Path) -> None:
-    uri = episode(tmp_path, 900, 40)
+    uri = episode(tmp_path, 900, 40, noise=0.5)
     examples = join_examples(model, uri, 0)
     assert examples["inputs_EF"].shape == (len(examples["same_E"]), HALF_INPUTS)
     assert 0 < examples["same_E"].mean() < 0.5
