@@ -22,12 +22,12 @@ CHANCE_ONE = 2.0**20
 SURE = 0.9
 """Two clusters between which the mean probability is above this merge unless the head speaks against it (.5 or less). The head has
 seen few clusters of several lists' length: of one class of photos in two parts, with .93 between them where no other pair has .71, it
-says .61, and F is .86/.84 below pair_tau, .95/.86 with this rule."""
+says .61, and F is .86/.84 below pair_tau, .97/.88 with this rule."""
 
 LIKELY = 0.85
 """Two clusters between which the mean probability is not above this never merge. On clusters larger than it has seen a head may say
 anything: with .28 to .79 between them, 14 pairs of classes of texts had .86 to .99 (clinc150 .03/.16, so .85/.87). Parts of one class
-had .89 and more by six networks, other pairs .84 and less."""
+had .89 and more by three networks, other pairs .84 and less by four."""
 
 LEAST_LISTS = 5
 """Two clusters with fewer members together are not parts of a class that was too large for the lists. Of 13 networks on texts, photos

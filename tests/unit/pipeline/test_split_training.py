@@ -58,7 +58,7 @@ def test_examples_of_joins_are_pairs_of_clusters(model: RelationalLander, tmp_pa
 
 
 def test_episodes_with_classes_divided_give_no_examples(model: RelationalLander, tmp_path: Path) -> None:
-    uri = episode(tmp_path, 1200, 40, parts=2.0)
+    uri = episode(tmp_path, 900, 40, noise=0.5, parts=2.0)
     assert len(split_examples(model, uri)["same_E"]) == len(join_examples(model, uri, 0)["same_E"]) == 0
 
 
