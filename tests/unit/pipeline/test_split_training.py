@@ -28,24 +28,28 @@ def model() -> RelationalLander:
     return model
 
 
-def episode(where: Path, rows: int, k: int, group: float = 0.0, noise: float = 0.8, parts: float = 0.0) -> str:
-    """Blurred classes of 15 on average."""
-    x_ND, label_N = clustered(0, rows, 12, rows // 15)
-    plan = Plan(0, k, NOTHING, np.zeros(0), noise, 1.0, group, parts=parts)
+def episode(
+    where: Path, rows: int, k: int, noise: float = 0.8, size: int = 15, dim: int = 12, parts: float = 0.0
+) -> str:
+    """Blurred classes of ``size`` on average."""
+    x_ND, label_N = clustered(0, rows, dim, rows // size)
+    plan = Plan(0, k, NOTHING, np.zeros(0), noise, 1.0, 0.0, parts=parts)
     Storage(str(where)).write_block("e.safetensors", build_episode(x_ND, label_N, plan, np.random.default_rng(0)))
     return str(where / "e.safetensors")
 
 
-@pytest.mark.parametrize("group", [0.0, 3.0])
-def test_examples_are_cuts_of_clusters(model: RelationalLander, tmp_path: Path, group: float) -> None:
-    uri = episode(tmp_path, 1200, 40, group, noise=0.5)
-    examples = split_examples(model, uri)
-    assert examples["inputs_EF"].shape == (len(examples["same_E"]), HALF_INPUTS)
-    assert len(examples["same_E"]) > 20
-    assert 0.5 < examples["same_E"].mean() < 0.9  # Some classes were merged, and are cut apart.
-    assert (examples["weight_E"] >= 1).all()
-    again = split_examples(model, uri)
-    assert all(np.array_equal(again[name], column) for name, column in examples.items())
+def test_examples_are_cuts_of_clusters(model: RelationalLander, tmp_path: Path) -> None:
+    found = []
+    for size, noise in ((40, 0.85), (15, 0.2)):  # As large as the lists, and small ones, of which several fill a list.
+        uri = episode(tmp_path / str(size), 1200, 40, noise, size, dim=32)
+        found.append(split_examples(model, uri))
+        assert len(found[-1]["same_E"]) > 30
+        assert found[-1]["inputs_EF"].shape == (len(found[-1]["same_E"]), HALF_INPUTS)
+        assert (found[-1]["weight_E"] >= 1).all()
+        again = split_examples(model, uri)
+        assert all(np.array_equal(again[name], column) for name, column in found[-1].items())
+    assert found[0]["same_E"].all()  # No clusters of several classes, so each cut goes through one.
+    assert found[1]["same_E"].mean() < 0.5
 
 
 def test_examples_of_joins_are_pairs_of_clusters(model: RelationalLander, tmp_path: Path) -> None:
