@@ -72,10 +72,9 @@ class Forest:
     """Log-odds to add to all edges for the level's base rate."""
     model_ref: Ref
     k: int
-    pair_tau: float
-    join_tau: float
+    calibration: Calibration
     rest: float
-    lone_rate: float
+    """Of the walk at a tau (``rested``); the calibration's until then."""
 
 
 def link_by_relations(
@@ -162,10 +161,8 @@ def score_forest(
         max(base_rate_shift(mean_probability, calibration.base_rate), least),
         model_ref,
         k,
-        calibration.pair_tau,
-        calibration.join_tau,
+        calibration,
         calibration.rest,
-        calibration.lone_rate,
     )
 
 
@@ -204,8 +201,10 @@ def cluster_forest(tasks: Tasks, forest: Forest, tau: float, usual_tau: float) -
     merged = merged_at(tau)
     cuts = cut_links(tasks, scored, merged)
     usual = usual_cuts(tasks, cuts if tau == usual_tau else cut_links(tasks, scored, merged_at(usual_tau)))
-    joined = join_links(tasks, scored, split_links(tasks, scored, merged, cuts, usual), usual, forest.join_tau)
-    return place_lone(tasks, scored, joined, forest.lone_rate)
+    joined = join_links(
+        tasks, scored, split_links(tasks, scored, merged, cuts, usual), usual, forest.calibration.join_tau
+    )
+    return place_lone(tasks, scored, joined, forest.calibration.lone_rate)
 
 
 def rested(tasks: Tasks, forest: Forest, tau: float) -> Forest:
@@ -257,7 +256,7 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
         _merge_rest,
         forest.model_ref,
         forest.k - 1,
-        forest.pair_tau,
+        forest.calibration.pair_tau,
         share.clusters,
         share.rows,
         held,
