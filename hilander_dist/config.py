@@ -37,7 +37,12 @@ class InputConfig(_Options):
 
 
 class Calibration(_Options):
-    """What training found out on held-out classes; it goes with the checkpoint, so that users need not choose it."""
+    """What training found out on held-out classes; it goes with the checkpoint, so that users need not choose it.
+
+    Numbers of an older version that this one does not use any more are passed over.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     tau: float = Field(default=0.5, ge=0, lt=1)
     """``Config.tau``."""
@@ -61,11 +66,6 @@ class Calibration(_Options):
 
     forest_tau: float = Field(default=0.95, gt=0, lt=1)
     """Relational: links above this probability join before any merge of clusters."""
-
-    pair_tau: float = Field(default=0.7, gt=0, lt=1)
-    """Relational: after the merges of the map equation, two clusters above this probability merge, if both have more members
-    than a neighbour list and together than five (``cluster.pairs.LEAST_LISTS``); surer ones (``cluster.pairs.SURE``) from .5 up. Heads
-    say .77 to .96 of parts of one class of photos, .48 or less of the texts of two classes that are so large."""
 
     rest: float = Field(default=0.0, ge=0)
     """Relational: weight, in sure edges, with which the walk of the map equation stays at each node at a tau of .5; at another one it is

@@ -85,7 +85,7 @@ def link_by_relations(
     Args:
         model: the network.
         model_ref: the network in the object store.
-        calibration: what training found out: ``tau``, ``base_rate``, ``forest_tau``, ``pair_tau``, ``join_tau``, ``rest`` and
+        calibration: what training found out: ``tau``, ``base_rate``, ``forest_tau``, ``join_tau``, ``rest`` and
             ``lone_rate``.
         k: length of the neighbour lists, the node itself included.
         tau: edges with a corrected probability up to this carry no weight.
@@ -256,7 +256,6 @@ def merge_forest(tasks: Tasks, forest: Forest, tau: float) -> list[Ref]:
         _merge_rest,
         forest.model_ref,
         forest.k - 1,
-        forest.calibration.pair_tau,
         share.clusters,
         share.rows,
         held,
@@ -342,7 +341,6 @@ def tree_pairs(
 def merge_trees(
     model: RelationalLander,
     neighbours: int,
-    pair_tau: float,
     total_C: np.ndarray,
     trees: Clusters,
     weight_E: np.ndarray,
@@ -353,14 +351,13 @@ def merge_trees(
     Args:
         model: its head of pairs is asked.
         neighbours: length of the lists, the node itself excluded.
-        pair_tau: see ``config.Calibration``.
         total_C: weight at the members' ends.
         trees: the clusters.
         weight_E: weight of each pair of them.
         held: of earlier rounds, see ``flow.renewed``.
     """
     clusters, group_C = flow_clusters(total_C, trees, weight_E, held)
-    return np.asarray(merge_pairs(model.pair, clusters, neighbours, pair_tau)[group_C])
+    return np.asarray(merge_pairs(model.pair, clusters, neighbours)[group_C])
 
 
 def flow_clusters(
@@ -376,7 +373,6 @@ def flow_clusters(
 def _merge_rest(
     model: RelationalLander,
     neighbours: int,
-    pair_tau: float,
     clusters: list[Block],
     rows: list[Block],
     held: int | None,
@@ -384,5 +380,5 @@ def _merge_rest(
 ) -> Any:
     """See ``flow_rounds.spread_groups``."""
     id_C, total_C, trees, weight_E = whole(clusters, rows)
-    group_C = merge_trees(model, neighbours, pair_tau, total_C, trees, weight_E, held)
+    group_C = merge_trees(model, neighbours, total_C, trees, weight_E, held)
     return spread_groups(id_C, group_C, starts)

@@ -47,7 +47,7 @@ def label_graph(
         logit_NK: log-odds of the edges.
         density_N: of the nodes.
         model: with its heads.
-        calibration: forest_tau, pair_tau, join_tau, rest, lone_rate and base_rate count.
+        calibration: forest_tau, join_tau, rest, lone_rate and base_rate count.
         taus: edges with a corrected probability up to this carry no weight.
     """
     nbr_NK = nbr_NK.astype(np.int64)
@@ -144,7 +144,7 @@ def _merge(
 ) -> np.ndarray:
     """The cluster of each node with ``shift`` added to all log-odds, int64 (N)."""
     pairs = graph_pairs(nbr_NK, logit_NK, root_N, shift, tau, calibration.rest)
-    group_R = merge_trees(model, nbr_NK.shape[1], calibration.pair_tau, *whole_trees(pairs))
+    group_R = merge_trees(model, nbr_NK.shape[1], *whole_trees(pairs))
     first_G = np.unique(group_R, return_index=True)[1]
     label_N: np.ndarray = pairs["root_M"][first_G][group_R][np.searchsorted(pairs["root_M"], root_N)]
     return label_N

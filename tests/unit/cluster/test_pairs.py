@@ -90,47 +90,44 @@ def by_chance(weight: float = 1.0) -> ClusterHead:
     return head
 
 
-def test_mutual_best_pairs_merge_until_none_is_probable() -> None:
-    # Four clusters of 40 in a row: 0-1 .89, 1-2 .88, 2-3 .89, 0-3 .84; after 0+1 and 2+3, .88 and .84 are .86 on average.
+@pytest.mark.parametrize(
+    ("last", "between", "group"), [(0.80, 0.89, [0, 0, 1, 1]), (0.84, 0.89, [0, 0, 0, 0]), (0.80, 0.85, [0, 1, 1, 2])]
+)
+def test_mutual_best_pairs_merge_until_none_is_likely(last: float, between: float, group: list[int]) -> None:
+    # Four clusters of 40 in a ring: 0-1, 1-2, 2-3, 3-0; of the first ones 1-2 and 3-0 are left, .84 or .86 on average.
     size, inner = np.full(4, 40), np.full(4, 40)
-    u_E, v_E, count_E = np.array([0, 0, 1, 2]), np.array([1, 3, 2, 3]), np.array([10, 10, 10, 10])
-    chance_E = np.rint(np.array([8.9, 8.4, 8.8, 8.9]) * CHANCE_ONE).astype(np.int64)
+    u_E, v_E, count_E = np.array([0, 0, 1, 2]), np.array([1, 3, 2, 3]), np.array([100, 100, 100, 100])
+    chance_E = np.rint(100 * np.array([between, last, 0.88, between]) * CHANCE_ONE).astype(np.int64)
     clusters = Clusters(size, inner, np.rint(inner * 0.9 * CHANCE_ONE).astype(np.int64), u_E, v_E, count_E, chance_E)
-    assert merge_pairs(by_chance(), clusters, K, 0.87).tolist() == [0, 0, 1, 1]
-    assert merge_pairs(by_chance(), clusters, K, 0.85).tolist() == [0, 0, 0, 0]
-    assert merge_pairs(by_chance(), clusters, K, 0.895).tolist() == [0, 1, 2, 3]
+    assert merge_pairs(by_chance(), clusters, K).tolist() == group
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "merged"), [(K + 1, 4 * K, True), (K, 9 * K, False), (K + 1, 4 * K - 1, False)]
+    ("first", "second", "merged"), [(K + 1, 5 * K, True), (K, 9 * K, False), (K + 1, 5 * K - 1, False)]
 )
-def test_clusters_merge_if_each_is_larger_than_a_list_and_both_than_five(first: int, second: int, merged: bool) -> None:
+def test_clusters_merge_if_each_is_larger_than_a_list_and_both_than_six(first: int, second: int, merged: bool) -> None:
     size, none = np.array([first, second]), np.zeros(2, dtype=np.int64)
     sure = np.array([round(0.9 * CHANCE_ONE)])
     clusters = Clusters(size, none, none, np.array([0]), np.array([1]), np.array([1]), sure)
-    assert merge_pairs(by_chance(), clusters, K, 0.5).tolist() == [0, 0 if merged else 1]
+    assert merge_pairs(by_chance(), clusters, K).tolist() == [0, 0 if merged else 1]
 
 
 @pytest.mark.parametrize(
-    ("chance", "weight", "merged"),
-    [(0.97, 0.3, True), (0.89, 0.3, False), (0.97, -0.3, False), (0.87, 3.0, True), (0.84, 3.0, False)],
+    ("chance", "weight", "merged"), [(0.86, 0.01, True), (0.97, -0.01, False), (0.86, 3.0, True), (0.84, 3.0, False)]
 )
-def test_a_sure_pair_merges_unless_the_head_speaks_against_it_and_an_unlikely_one_never(
-    chance: float, weight: float, merged: bool
-) -> None:
-    # With weights of .3 and -.3 the head says .74 and .26 of .97, .65 of .89: never above pair_tau; with 3 always.
-    chance_E = np.array([round(20 * chance * CHANCE_ONE)])
-    one, inner = np.array([3 * K, 3 * K]), np.array([30, 30])
+def test_a_likely_pair_merges_where_the_head_is_for_it(chance: float, weight: float, merged: bool) -> None:
+    chance_E = np.array([round(100 * chance * CHANCE_ONE)])
+    one, inner = np.array([4 * K, 4 * K]), np.array([30, 30])
     clusters = Clusters(
-        one, inner, np.rint(inner * CHANCE_ONE).astype(int), np.array([0]), np.array([1]), np.array([20]), chance_E
+        one, inner, np.rint(inner * CHANCE_ONE).astype(int), np.array([0]), np.array([1]), np.array([100]), chance_E
     )
-    assert merge_pairs(by_chance(weight), clusters, K, 0.8).tolist() == [0, 0 if merged else 1]
+    assert merge_pairs(by_chance(weight), clusters, K).tolist() == [0, 0 if merged else 1]
 
 
 def test_an_untrained_head_merges_nothing() -> None:
     nbr_NK, logit_NK = graph(1, 40)
     clusters = clusters_of(nbr_NK, logit_NK, np.arange(40) // 10)
-    assert merge_pairs(pair_head(), clusters, K, 0.01).tolist() == list(range(4))
+    assert merge_pairs(pair_head(), clusters, K).tolist() == list(range(4))
 
 
 def test_inputs_do_not_depend_on_which_cluster_comes_first() -> None:

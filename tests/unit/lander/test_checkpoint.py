@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilander_dist import __version__
-from hilander_dist.config import ModelConfig
+from hilander_dist.config import Calibration, ModelConfig
 from hilander_dist.errors import ModelError
 from hilander_dist.lander.checkpoint import AnyLander, load_checkpoint, model_hash, save_checkpoint
 from hilander_dist.lander.model import Lander
@@ -129,6 +129,11 @@ class TestOwnFormat:
         header = json.dumps({"schema": 2, "hilander_version": "9.1"})
         data = safetensors.torch.save(make_model().state_dict(), {"hilander": header})
         assert "written by hilander_dist 9.1" in message(data)
+
+    def test_a_number_of_an_older_calibration_is_passed_over(self) -> None:
+        header = {"schema": 1, "dim": 5, "model": {"hidden": 8}, "calibration": {"tau": 0.4, "pair_tau": 0.7}}
+        data = safetensors.torch.save(make_model().state_dict(), {"hilander": json.dumps(header)})
+        assert load_checkpoint(data, "model", ModelConfig()).calibration == Calibration(tau=0.4)
 
     def test_weights_that_do_not_fit_the_header(self) -> None:
         model = make_model()
