@@ -136,7 +136,7 @@ class ClusterHead(nn.Module):
     """Scores pairs of clusters, or the halves of one, from sums over their members' edges."""
 
     def __init__(self, inputs: int, untrained: float) -> None:
-        """Of ``inputs`` numbers a pair. Untrained, its answer is always ``untrained``."""
+        """Of ``inputs`` numbers a pair. Untrained, its answer is always ``untrained``, and its bytes are always the same."""
         super().__init__()
         self.mean_F: Tensor
         self.deviation_F: Tensor
@@ -148,7 +148,8 @@ class ClusterHead(nn.Module):
         )
         self.out = nn.Linear(_HEAD_WIDTH, 1)
         with torch.no_grad():
-            self.out.weight.zero_()
+            for parameter in self.parameters():
+                parameter.zero_()
             self.out.bias.fill_(untrained)
 
     def forward(self, inputs_EF: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ class RelationalLander(nn.Module):
             # Its gradient is ten times faster than that of indexing.
             nbr_BKW = functional.embedding(nbr_BK.clamp(min=0), state)
             rows = torch.cat([inputs_BKF, own_BW[:, None] + nbr_BKW, (own_BW[:, None] - nbr_BKW).abs()], 2)
-        return cast("Tensor", self.edge[layer](rows.flatten(0, 1))).reshape(*nbr_BK.shape, -1)
+        return cast("Tensor", self.edge[layer](rows.flatten(0, 1))).reshape(*nbr_BK.shape, self.config.hidden)
 
 
 def edge_density(p1_BK: Tensor, sim_BK: Tensor, nbr_BK: Tensor) -> Tensor:
