@@ -34,7 +34,7 @@ STEPS_OF_ONE, STEPS_OF_SEVERAL = 48, 96
 EPISODES_PER_STEP = 2
 
 _KEPT = 64
-"""Episodes that a worker keeps, of up to 3 MB."""
+"""Episodes that a worker keeps, of up to 5 MB."""
 
 _WARM_UP = 0.3
 """Share of the steps in which the learning rate rises."""

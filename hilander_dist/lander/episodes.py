@@ -34,6 +34,12 @@ ROWS_LONG, ROWS_SHORT = 1500, 2500
 
 ROWS_VALIDATION = 2500
 
+LEAST_ROWS = 50
+"""Of an episode as planned: with fewer it takes so many of each class, if it has them. Rows are drawn, and by chance none of a few."""
+
+MOST_OF_ONE = 0.6
+"""Of an episode's rows, of one class: there are two at least, and an episode does not grow with its classes."""
+
 GROUPED = 0.25
 """Share of the training episodes in which groups of classes are moved together, as kinds of apples are among groceries. Left out
 of training, grocery has .553/.636 (three networks), .571/.649 at .5 and .523/.598 at 0. At .5 what is found hangs more on tau: by
@@ -94,11 +100,12 @@ class Plan(NamedTuple):
     """Classes that each class is divided in, on average; 0 where they stay whole."""
 
 
-def held_out_classes(classes: int, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Which classes are kept for validation, bool (C); at least two, and at least two are left to train on."""
-    count = min(max(round(classes * share), 2), classes - 2)
-    held_C = np.zeros(classes, dtype=bool)
-    held_C[rng.permutation(classes)[:count]] = True
+def held_out_classes(size_C: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Which classes are kept for validation, bool (C); at least two, and at least two are left to train on, of those with rows."""
+    there = np.flatnonzero(size_C)
+    count = min(max(round(len(there) * share), 2), len(there) - 2)
+    held_C = np.zeros(len(size_C), dtype=bool)
+    held_C[there[rng.permutation(len(there))[:count]]] = True
     return held_C
 
 
@@ -137,14 +144,15 @@ def plan_validation(number: int, size_C: np.ndarray, rng: np.random.Generator) -
 
 
 def plan_classes(size_C: np.ndarray, rows: int, rng: np.random.Generator) -> Plan:
-    """Classes in random order until there are so many rows, whole unless one alone has more: about twice as many at most."""
-    class_M, _ = _class_shares(0, size_C, rows, rng)
-    return Plan(0, K_USED, class_M, np.minimum(1.0, rows / size_C[class_M]), 0.0, 1.0)
+    """Classes in random order until there are so many rows; see ``_class_shares``."""
+    class_M, keep_M = _class_shares(0, size_C, rows, rng)
+    return Plan(0, K_USED, class_M, keep_M, 0.0, 1.0)
 
 
 def _class_shares(mode: int, size_C: np.ndarray, rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Shares of classes in random order until there are ``rows``: whole ones (mode 0), one share of all (1), sizes spread
-    evenly over all magnitudes (2), or exponential ones (3)."""
+    evenly over all magnitudes (2), or exponential ones (3); of no class more than MOST_OF_ONE, so 1.6 times ``rows`` at most."""
+    most = max(1, int(MOST_OF_ONE * rows))
     share = np.exp(rng.uniform(np.log(0.05), 0))
     scale = np.exp(rng.uniform(np.log(3), np.log(60)))
     keep: dict[int, float] = {}
@@ -157,12 +165,14 @@ def _class_shares(mode: int, size_C: np.ndarray, rows: int, rng: np.random.Gener
             max(1, int(np.exp(rng.uniform(0, np.log(max(size, 1)))))),
             min(size, max(1, int(rng.exponential(scale)))),
         )[mode]
+        wanted = min(wanted, most)
         keep[c] = wanted / size
         taken += wanted
         if taken >= rows:
             break
     chosen = sorted(keep)
-    return np.array(chosen, dtype=np.int64), np.array([keep[c] for c in chosen])
+    keep_M = np.array([keep[c] if taken >= LEAST_ROWS else min(1.0, LEAST_ROWS / size_C[c]) for c in chosen])
+    return np.array(chosen, dtype=np.int64), keep_M
 
 
 def pick_rows(id_N: np.ndarray, class_N: np.ndarray, plan: Plan, seed: int) -> np.ndarray:
@@ -290,6 +300,6 @@ def same_share(episode: Block) -> float:
 
 
 def lone_share(episode: Block) -> float:
-    """Share of the rows that are the only one of their class."""
+    """Share of the rows that are the only one of their class; NaN without any row."""
     _, size_C = np.unique(episode["label_N"], return_counts=True)
-    return float(np.count_nonzero(size_C == 1) / len(episode["label_N"]))
+    return float(np.count_nonzero(size_C == 1) / size_C.sum()) if len(size_C) else float("nan")

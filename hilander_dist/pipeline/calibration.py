@@ -110,10 +110,12 @@ def best_tau(f_T2: np.ndarray) -> int:
 
 
 def _entropies(model: RelationalLander, uri: str) -> np.ndarray:
-    """Mean cross-entropy of an episode's edges at each of TEMPERATURES."""
+    """Mean cross-entropy of an episode's edges at each of TEMPERATURES; 0 without any."""
     episode = read_episode(uri)
     logit_NK, _ = score_graph(model, episode)
     same_NK, real_NK = same_class(episode)
+    if not real_NK.any():
+        return np.zeros(len(TEMPERATURES))
     signed_E = np.where(same_NK[real_NK], 1.0, -1.0) * logit_NK[real_NK]
     return np.array([np.logaddexp(0, -signed_E / temperature).mean() for temperature in TEMPERATURES])
 

@@ -78,7 +78,7 @@ def _map_of(x_ND: np.ndarray, class_N: np.ndarray) -> np.ndarray:
 def _held_out(size_C: np.ndarray, key: tuple[int, float]) -> np.ndarray:
     """Those that are held out of the episodes of the first data set."""
     seed, share = key
-    return held_out_classes(len(size_C), share, np.random.default_rng([seed, 0, 0]))
+    return held_out_classes(size_C, share, np.random.default_rng([seed, 0, 0]))
 
 
 def _pick(part: Loader, size_C: np.ndarray, key: tuple[int, float]) -> Block:

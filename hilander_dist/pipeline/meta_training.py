@@ -14,7 +14,7 @@ from hilander_dist.config import Calibration, Config
 from hilander_dist.errors import InputError
 from hilander_dist.exchange import concat_blocks, shuffle, take_rows, unpack
 from hilander_dist.ingest import Ingested
-from hilander_dist.lander.episode_course import EpisodeCourse
+from hilander_dist.lander.episode_course import EPISODES_PER_STEP, EpisodeCourse
 from hilander_dist.lander.episodes import (
     K_USED,
     VALIDATION_EPISODES,
@@ -39,6 +39,9 @@ REST = 2.0
 
 LEAST_CLASSES = 4
 """Two to train on, two to validate with."""
+
+_LEAST_RATE = 1e-6
+"""Rates are of log-odds, which 0 and 1 have none of."""
 
 
 class ClassSizes(NamedTuple):
@@ -77,7 +80,9 @@ def draw_episodes(tasks: Tasks, run: Run, inputs: list[Ingested], sizes: list[Cl
         training.append(uris[: config.train.episodes])
         validation.append(uris[config.train.episodes :])
     tasks.wait(built, "episodes")
-    base_rate, lone_rate = np.mean([np.nanmean(tasks.get(domain), axis=0) for domain in shares], axis=0).tolist()
+    base_rate, lone_rate = np.mean(
+        [_mean_shares(np.array(tasks.get(refs)), data) for refs, data in zip(shares, inputs, strict=True)], axis=0
+    ).tolist()
     return Episodes(tuple(training), tuple(validation), sum(size.classes for size in sizes), base_rate, lone_rate)
 
 
@@ -85,13 +90,14 @@ def class_sizes(tasks: Tasks, data: Ingested) -> ClassSizes:
     """Count the rows of each class of a data set.
 
     Raises:
-        InputError: there are fewer than four classes.
+        InputError: there are fewer than four classes of two rows.
     """
     size_C = tasks.call(_add, [tasks.call(_class_sizes, part, data.classes) for part in data.parts])
-    classes, rows = tasks.get(tasks.call(_shape, size_C))
-    if classes < LEAST_CLASSES:
+    classes, pairs, rows = tasks.get(tasks.call(_shape, size_C))
+    if pairs < LEAST_CLASSES:
         raise InputError(
-            f"{data.source.uri}: {classes} classes: at least {LEAST_CLASSES} are needed, as some are kept for validation"
+            f"{data.source.uri}: {classes} classes, {pairs} of them of two rows or more: at least {LEAST_CLASSES} such are"
+            " needed, as some are kept for validation; look whether this is the column of labels (input.label_column)"
         )
     logger.info("data set", uri=data.source.uri, classes=classes, rows=rows)
     return ClassSizes(size_C, classes)
@@ -100,14 +106,20 @@ def class_sizes(tasks: Tasks, data: Ingested) -> ClassSizes:
 def make_course(episodes: Episodes, config: Config) -> EpisodeCourse:
     """The course over the episodes."""
     several = len(episodes.training) > 1
+    if config.train.num_workers > EPISODES_PER_STEP:
+        logger.warning(
+            "more workers than episodes in a step: the others help with validation alone",
+            workers=config.train.num_workers,
+            episodes=EPISODES_PER_STEP,
+        )
     calibration = Calibration(
         k=K_USED,
         max_levels=1,
-        base_rate=round(episodes.base_rate, 6),
+        base_rate=round(float(np.clip(episodes.base_rate, _LEAST_RATE, 1 - _LEAST_RATE)), 6),
         whiten=several,
         join_tau=0.6 if several else 0.5,
         rest=REST if several else 0.0,
-        lone_rate=round(episodes.lone_rate, 6),
+        lone_rate=round(min(episodes.lone_rate, 1 - _LEAST_RATE), 6),
     )
     return EpisodeCourse(
         episodes.training, episodes.validation, config.model, config.train, config.seed, calibration, score_episode
@@ -132,6 +144,14 @@ def _draw(
     return built, paths
 
 
+def _mean_shares(share_E2: np.ndarray, data: Ingested) -> np.ndarray:
+    if np.isnan(share_E2).all(0).any():
+        raise InputError(
+            f"{data.source.uri}: no two rows have a similarity above 0: there is nothing to learn from them"
+        )
+    return np.asarray(np.nanmean(share_E2, axis=0))
+
+
 def _shares(episode: Block) -> tuple[float, float]:
     return same_share(episode), lone_share(episode)
 
@@ -139,7 +159,7 @@ def _shares(episode: Block) -> tuple[float, float]:
 def make_plan(size_C: np.ndarray, key: tuple[int, int, int, float, bool], number: int) -> Plan:
     """The plan of an episode: the first ones are for training, the others for validation on held-out classes."""
     seed, domain, training, holdout, several = key
-    held_C = held_out_classes(len(size_C), holdout, np.random.default_rng([seed, domain, 0]))
+    held_C = held_out_classes(size_C, holdout, np.random.default_rng([seed, domain, 0]))
     if number < training:
         rng = np.random.default_rng([seed, domain, 1, number])
         return plan_training(number, np.where(held_C, 0, size_C), rng, several)
@@ -157,8 +177,8 @@ def _add(sizes: list[np.ndarray]) -> np.ndarray:
     return np.asarray(np.sum(sizes, axis=0, dtype=np.int64))
 
 
-def _shape(size_C: np.ndarray) -> tuple[int, int]:
-    return int((size_C > 0).sum()), int(size_C.sum())
+def _shape(size_C: np.ndarray) -> tuple[int, int, int]:
+    return int((size_C > 0).sum()), int((size_C > 1).sum()), int(size_C.sum())
 
 
 def _pick(part: Loader, size_C: np.ndarray, key: tuple[int, int, int, float, bool], numbers: int) -> Any:

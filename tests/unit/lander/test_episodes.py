@@ -7,6 +7,7 @@ from hilander_dist.lander.episodes import (
     DIVIDED,
     GROUPED,
     K_USED,
+    LEAST_ROWS,
     OFFSET,
     ROWS_VALIDATION,
     STRANGE,
@@ -31,10 +32,12 @@ def rng(*key: int) -> np.random.Generator:
     return np.random.default_rng([9, *key])
 
 
-@given(st.integers(4, 300), st.floats(0.01, 0.99))
-def test_two_classes_are_left_on_either_side(classes: int, share: float) -> None:
-    held_C = held_out_classes(classes, share, rng())
+@given(st.integers(4, 300), st.integers(0, 9), st.floats(0.01, 0.99))
+def test_two_classes_are_left_on_either_side(classes: int, without_rows: int, share: float) -> None:
+    size_C = rng(1).permutation(np.r_[np.ones(classes, int), np.zeros(without_rows, int)])
+    held_C = held_out_classes(size_C, share, rng())
     assert 2 <= held_C.sum() <= classes - 2
+    assert size_C[held_C].all()
 
 
 @given(st.integers(0, 200), st.lists(st.integers(0, 400), min_size=1, max_size=40).filter(any))
@@ -47,6 +50,17 @@ def test_plans_take_shares_of_the_classes_that_are_there(number: int, sizes: lis
     assert ((plan.keep_M > 0) & (plan.keep_M <= 1)).all()
     again = plan_training(number, size_C, rng(number), several=True)
     np.testing.assert_array_equal(plan.keep_M, again.keep_M)
+
+
+@given(st.integers(0, 200), st.lists(st.integers(1, 10**7), min_size=2, max_size=9))
+@settings(deadline=None)
+def test_an_episode_does_not_grow_with_its_classes_and_has_rows_of_two(number: int, sizes: list[int]) -> None:
+    size_C = np.array(sizes)
+    for plan in (plan_training(number, size_C, rng(number), False), plan_validation(number % 2, size_C, rng(number))):
+        rows = (plan.keep_M * size_C[plan.class_M]).sum()
+        assert rows <= 1.6 * 2500
+        assert rows >= LEAST_ROWS or (plan.keep_M == 1).all()
+        assert len(plan.class_M) > 1
 
 
 def test_about_a_quarter_of_the_episodes_of_many_classes_are_grouped() -> None:

@@ -72,7 +72,9 @@ def test_held_out_classes_tell_nothing_of_the_map(tmp_path: Path) -> None:
         data = labelled(1, NARROW)
         block = data.parts[0]()
         size_C = sizes(data)
-        held_N = held_out_classes(CLASSES, Config().train.holdout, np.random.default_rng([0, 0, 0]))[block["class_N"]]
+        held_N = held_out_classes(np.ones(CLASSES), Config().train.holdout, np.random.default_rng([0, 0, 0]))[
+            block["class_N"]
+        ]
         x_ND = block["x_ND"] + moved * held_N[:, None] * np.random.default_rng(5).normal(size=(N, DIM))
         changed = Ingested(data.source, held([{**block, "x_ND": x_ND.astype(np.float32)}]), N, {}, data.classes)
         tasks = LocalTasks(Storage(str(tmp_path / str(moved))))
@@ -86,7 +88,9 @@ def test_it_is_left_where_it_does_not_help(tmp_path: Path) -> None:
     """Held-out classes differ by nothing but what the others spread in."""
     data = labelled(1, NARROW)
     block = data.parts[0]()
-    held_N = held_out_classes(CLASSES, Config().train.holdout, np.random.default_rng([0, 0, 0]))[block["class_N"]]
+    held_N = held_out_classes(np.ones(CLASSES), Config().train.holdout, np.random.default_rng([0, 0, 0]))[
+        block["class_N"]
+    ]
     rng = np.random.default_rng(6)
     apart_ND = np.zeros((N, DIM))
     apart_ND[:, :2] = 3 * rng.normal(size=(CLASSES, 2))[block["class_N"]]
@@ -102,7 +106,7 @@ def test_it_is_left_where_it_does_not_help(tmp_path: Path) -> None:
 
 def test_a_class_that_is_larger_than_all_rows_wanted_is_taken_in_part() -> None:
     plan = plan_classes(np.array([0, 10**6, 10**6]), 1000, np.random.default_rng(0))
-    assert len(plan.class_M) == 1
-    assert plan.keep_M.tolist() == [0.001]
+    assert plan.class_M.tolist() == [1, 2]
+    assert plan.keep_M.tolist() == [0.0006, 0.0006]
     whole = plan_classes(np.array([30, 0, 40]), 1000, np.random.default_rng(0))
     assert (whole.class_M.tolist(), whole.keep_M.tolist()) == ([0, 2], [1.0, 1.0])

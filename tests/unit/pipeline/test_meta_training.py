@@ -1,15 +1,17 @@
 """Episodes are the same bytes however the rows are cut into parts; calibration chooses what the episodes say."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hilander_dist.config import Config, load_config
 from hilander_dist.errors import InputError
 from hilander_dist.ingest import Ingested
+from hilander_dist.lander.episode_course import read_episode
 from hilander_dist.lander.episodes import K_USED, VALIDATION_EPISODES
 from hilander_dist.pipeline.meta_training import class_sizes, draw_episodes, make_course, make_plan
 from hilander_dist.run import Run
@@ -78,5 +80,37 @@ def test_the_course_has_the_episodes_and_the_base_rate(tmp_path: Path) -> None:
 
 
 def test_too_few_classes_to_hold_any_out(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there: 3 classes: at least 4 are needed"):
+    with pytest.raises(InputError, match="there: 3 classes, 3 of them of two rows or more: at least 4"):
         class_sizes(LocalTasks(Storage(str(tmp_path))), ingested(1, 3))
+
+
+def test_classes_of_one_row_each_are_no_labels(tmp_path: Path) -> None:
+    data = ingested(1)
+    block = {**data.parts[0](), "class_N": np.arange(700)}
+    ids = replace(data, parts=held([block]), classes=put(list(range(700))))
+    with pytest.raises(InputError, match="700 classes, 0 of them of two rows or more"):
+        class_sizes(LocalTasks(Storage(str(tmp_path))), ids)
+
+
+def test_the_smallest_set_gives_episodes_with_rows_and_a_loss(tmp_path: Path) -> None:
+    x_ND, _ = clustered(0, 20, 8, 4)
+    parts = held([{"id_N": np.arange(20), "x_ND": x_ND, "class_N": np.arange(20) % 4}])
+    data = Ingested(NoSource(), parts, 20, {}, put(list(range(4))))  # type: ignore[arg-type]
+    config = small(**{"train.episodes": 40})
+    run = Run(Storage(str(tmp_path)), {})
+    tasks = LocalTasks(run.work)
+    course = make_course(draw_episodes(tasks, run, [data], [class_sizes(tasks, data)], config), config)
+    model = course.new_model()
+    losses = [float(course.loss_share(model, step, 0, 1, torch.device("cpu")).detach()) for step in range(20)]
+    assert np.isfinite(losses).all()
+    assert all(len(read_episode(uri)["nbr_NK"]) > 1 for uri in (*course.training[0], *course.validation[0]))
+
+
+def test_rows_that_are_no_ones_neighbours_teach_nothing(tmp_path: Path) -> None:
+    x_ND = np.eye(20, dtype=np.float32)  # Of seed 7 the episode is neither blurred nor projected.
+    parts = held([{"id_N": np.arange(20), "x_ND": x_ND, "class_N": np.arange(20) % 4}])
+    data = Ingested(NoSource(), parts, 20, {}, put(list(range(4))))  # type: ignore[arg-type]
+    run = Run(Storage(str(tmp_path)), {})
+    tasks = LocalTasks(run.work)
+    with pytest.raises(InputError, match="there: no two rows have a similarity above 0"):
+        draw_episodes(tasks, run, [data], [class_sizes(tasks, data)], small(**{"train.episodes": 1, "seed": 7}))
