@@ -42,7 +42,7 @@ from benchmarks.peers import PEERS, run_kmeans
 from hilander_dist.config import load_config
 from hilander_dist.evaluate import contingency, scores
 from hilander_dist.pipeline.train import run_train_job
-from jobs.open_sets import GENERAL, SETS, Half, load_set, write_half
+from jobs.open_sets import GENERAL, SETS, Half, half_as_parquet, load_set
 
 LANDER = ("raw gcn", "raw gat", "relational", "general", "left out")
 METHODS = (*LANDER, *PEERS, "k-means, true k")
@@ -82,7 +82,7 @@ class Folder(NamedTuple):
     def write(self, name: str, halves: tuple[Half, Half]) -> None:
         """Both halves of a set."""
         for kind, half in zip(("train", "unseen"), halves, strict=True):
-            write_half(half, self.path / f"{name}-{kind}.parquet")
+            (self.path / f"{name}-{kind}.parquet").write_bytes(half_as_parquet(half))
 
     def train(self, data: list[str], output: str, *arguments: str) -> str:
         """Train on the training halves of sets; the model's directory."""

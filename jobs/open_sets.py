@@ -56,10 +56,12 @@ def load_set(folder: Path, name: str) -> tuple[Half, Half]:
         torch.set_num_threads(threads)
 
 
-def write_half(half: Half, file: Path) -> None:
-    """Write Parquet with the columns id, embedding (fixed-size list of float32) and label."""
+def half_as_parquet(half: Half) -> bytes:
+    """A Parquet file with the columns id, embedding (fixed-size list of float32) and label."""
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(half.x_ND.ravel()), half.x_ND.shape[1])
+    file = pa.BufferOutputStream()
     pq.write_table(pa.table({"id": np.arange(len(half.x_ND)), "embedding": embedding, "label": half.label_N}), file)
+    return bytes(file.getvalue())
 
 
 def _load(folder: Path, name: str) -> tuple[Half, Half]:
