@@ -9,7 +9,7 @@ NMI is normalised by the arithmetic mean of the entropies, which makes it equal 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -85,11 +85,7 @@ def evaluate_tables(assignments: Iterable[pa.Table], labels: pa.Table) -> dict[s
         InputError: a missing column, a column of another type, a null or repeated id, ids of the two sides that are of
             different types, or no row in common.
     """
-    label_id = _ids(labels, "labels")
-    # Built once, probed by every table. Values are exact, so a hash collision cannot join two ids.
-    index = pd.Index(label_id.to_pandas())
-    _refuse_repeated(index[index.duplicated()], "labels")
-    code_M = _label_codes(labels)
+    label_id, index, code_M = known_labels(labels, "labels")
     seen_M = np.zeros(len(code_M), bool)
     counts: dict[str, list[Contingency]] = {}
     rows = items = 0
@@ -194,8 +190,33 @@ def _column(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
+class KnownLabels(NamedTuple):
+    """Labels by id."""
+
+    id_M: pa.Array
+    """int64 or large_string, no two alike."""
+    index_M: "pd.Index[Any]"
+    """The same, built once, probed by every table. Values are exact, so a hash collision cannot join two ids."""
+    code_M: Int64
+    """0, 1, ... in the order of the labels' values, so that no sum depends on the order of rows; -1 for null."""
+
+
+def known_labels(labels: pa.Table, where: str) -> KnownLabels:
+    """Read a table of labels; ``where`` names it in messages.
+
+    Raises:
+        InputError: a column that is missing or of another type, a null or repeated id.
+    """
+    id_M = _ids(labels, where)
+    index = pd.Index(id_M.to_pandas())
+    _refuse_repeated(index[index.duplicated()], where)
+    return KnownLabels(id_M, index, _label_codes(labels, where))
+
+
 def _string_or_int64(table: pa.Table, name: str, where: str) -> pa.Array:
     column = _column(table, name, where)
+    if pa.types.is_dictionary(column.type):  # pandas' categories.
+        column = column.cast(column.type.value_type)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         # Widened before the chunks are joined: one string array holds at most 2 GiB.
         return column.cast(pa.large_string()).combine_chunks()
@@ -215,9 +236,8 @@ def _ids(table: pa.Table, where: str) -> pa.Array:
     return column
 
 
-def _label_codes(labels: pa.Table) -> Int64:
-    """Codes 0, 1, ... in the order of the labels' values, so that no sum depends on the order of rows; -1 for null."""
-    encoded = _string_or_int64(labels, "label", "labels").dictionary_encode()
+def _label_codes(labels: pa.Table, where: str) -> Int64:
+    encoded = _string_or_int64(labels, "label", where).dictionary_encode()
     order = pc.sort_indices(encoded.dictionary).to_numpy()
     rank = np.full(len(order) + 1, -1, np.int64)  # the last entry is for null
     rank[order] = np.arange(len(order))

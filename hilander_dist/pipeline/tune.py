@@ -20,6 +20,7 @@ from hilander_dist.cluster.memory import bytes_per_row, check_memory, task_bytes
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.config import Calibration, Config
 from hilander_dist.errors import InputError, ModelError
+from hilander_dist.evaluate import known_labels
 from hilander_dist.exchange import concat_blocks
 from hilander_dist.ingest import Ingested, ingest, load_ids
 from hilander_dist.knn.graph import GraphOptions, knn_graph
@@ -34,6 +35,7 @@ from hilander_dist.pipeline.cluster import (
     check_device,
     check_dim,
     choose_shards,
+    frozen_quantizer,
     load_model,
     manifest_head,
     prepare_parts,
@@ -89,11 +91,12 @@ def run_tune_job(
     check_dim(model, model_uri, source)
     calibration = model.calibration or Calibration()
     config = settled(config, model)
-    labels = read_labels(labels_uri)
-    fingerprint = run_fingerprint("tune", config, source) | {
+    labels = labelled_items(labels_uri)
+    frozen = frozen_quantizer(config, source.dim)
+    fingerprint = run_fingerprint("tune", config, source, quantizer=frozen) | {
         "model": model_hash(model),
         "calibration": calibration.model_dump(),
-        "labels": hashlib.sha256(repr(labels.to_pydict()).encode()).hexdigest(),
+        "labels": hash_table(labels),
     }
     run = Run(output, fingerprint, restart)
     with ray_session(address, debug):
@@ -104,12 +107,13 @@ def run_tune_job(
         tasks = Tasks(run.work, run.saved, Progress()).asking(task_bytes(-(-source.rows // shards), row_bytes))
         data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
         row_M, class_M = find_labelled(tasks, run.work, data, labels, labels_uri)
-        options = GraphOptions(config.k, config.target_recall, config.seed, config.knn_device, None)
+        options = GraphOptions(config.k, config.target_recall, config.seed, config.knn_device, frozen)
         parts, whitening = prepare_parts(tasks, run, data, model, shards, options)
         level, graph, _ = knn_graph(tasks, parts, data.rows, source.dim, shards, options, "level-0")
         scored = score_forest(tasks, model, ray.put(model), calibration, config.k, level, graph, "level-0")
         forest = with_base_rate(tasks, scored, calibration.base_rate, by_clusters(whitening))
-        found_TM = np.stack([_clusters(tasks, level, forest, row_M, tau) for tau in TAUS])
+        row_ref = ray.put(row_M)
+        found_TM = np.stack([_clusters(tasks, level, forest, row_ref, tau) for tau in TAUS])
     tuning = choose_tau(found_TM, class_M)
     model.calibration = calibration.model_copy(update={"tau": tuning["tau"], "k": config.k})
     output.put("model.safetensors", save_checkpoint(model, {"tuned_on": str(len(row_M))}))
@@ -126,16 +130,35 @@ def run_tune_job(
     return manifest
 
 
+def labelled_items(uri: str) -> pa.Table:
+    """The items with a label: id, int64 or string, and class, int64.
+
+    Raises:
+        InputError: files that cannot be read, columns of other types, a null or repeated id, or labels that tell nothing.
+    """
+    known = known_labels(read_labels(uri), uri)
+    items = pa.table({"id": known.id_M, "class": known.code_M}).filter(pa.array(known.code_M >= 0))
+    _check_classes(items["class"].to_numpy(), f"{uri}: {len(items)} items have a label")
+    return items
+
+
+def hash_table(table: pa.Table) -> str:
+    """SHA-256 (hex) over a table's schema and values."""
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return hashlib.sha256(stream.getvalue()).hexdigest()
+
+
 def find_labelled(
     tasks: Tasks, work: Storage, data: Ingested, labels: pa.Table, uri: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of the labelled items, ascending, and their classes as integers.
+    """Row numbers of the labelled items (``labelled_items``), ascending, and their classes as integers.
 
     Raises:
         InputError: fewer than two classes, or no class of two items, are among the data's good rows.
     """
-    labels = labels.filter(pc.is_valid(labels["label"]))
-    number = pa.table({"id": labels["id"], "class": pc.dictionary_encode(labels["label"]).combine_chunks().indices})
+    number = ray.put(labels)
     blocks = tasks.get(
         [
             tasks.call(_labelled_rows, work, unit.index, part, number)
@@ -145,13 +168,18 @@ def find_labelled(
     found = concat_blocks(blocks)
     order = np.argsort(found["row_M"])
     row_M, class_M = found["row_M"][order], found["class_M"][order]
-    sizes = np.bincount(class_M) if len(class_M) else np.zeros(1, dtype=np.int64)
-    if (sizes > 0).sum() < 2 or sizes.max() < 2:
-        raise InputError(
-            f"{uri}: {len(row_M)} of its {len(labels)} items are in the input, of {(sizes > 0).sum()} classes: at least two"
-            " classes, one of them with two items, are needed; ids must be those of the input"
-        )
+    _check_classes(
+        class_M, f"{uri}: {len(row_M)} of its {len(labels)} items are in the input, whose ids they must have"
+    )
     return row_M, class_M
+
+
+def _check_classes(class_M: np.ndarray, what: str) -> None:
+    count_C = np.unique(class_M, return_counts=True)[1]
+    if len(count_C) < 2 or count_C.max() < 2:
+        raise InputError(
+            f"{what}, of {len(count_C)} classes: at least two classes, one of them with two items, are needed"
+        )
 
 
 def choose_tau(found_TM: np.ndarray, class_M: np.ndarray) -> dict[str, Any]:
@@ -165,13 +193,13 @@ def choose_tau(found_TM: np.ndarray, class_M: np.ndarray) -> dict[str, Any]:
     classes = np.unique(class_M)
     fold_C = np.random.default_rng(0).permutation(len(classes)) % FOLDS
     fold_M = fold_C[np.searchsorted(classes, class_M)]
-    # Merges with items of other folds count: all items are scored, each fold's with the tau of the others.
-    mixed_M = np.full(len(class_M), -1, dtype=np.int64)
+    # Merges with items of other folds count: each item among all of them, in the clusters of the tau of the other folds.
+    counts_M3 = np.zeros((len(class_M), 3))
     for fold in np.unique(fold_M):
         rest_M = fold_M != fold
         at = best_tau(np.array([f_scores(found_M[rest_M], class_M[rest_M]) for found_M in found_TM]))
-        mixed_M[~rest_M] = found_TM[at][~rest_M]
-    expected = f_scores(mixed_M, class_M)
+        counts_M3[~rest_M] = item_counts(found_TM[at], class_M)[~rest_M]
+    expected = expected_f(counts_M3)
     return {
         "tau": TAUS[best_tau(f_T2)],
         "expected_pairwise_f": round(expected[0], 4),
@@ -185,7 +213,29 @@ def choose_tau(found_TM: np.ndarray, class_M: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _clusters(tasks: Tasks, level: Level, forest: Forest, row_M: np.ndarray, tau: float) -> np.ndarray:
+def item_counts(cluster_M: np.ndarray, class_M: np.ndarray) -> np.ndarray:
+    """Of each item the number of items in its cluster, in its class and in both, itself included: int64 (M, 3)."""
+    keys = cluster_M, class_M, np.unique(cluster_M, return_inverse=True)[1] * (class_M.max() + 1) + class_M
+    found = (np.unique(key_M, return_inverse=True, return_counts=True)[1:] for key_M in keys)
+    return np.stack([count_G[at_M] for at_M, count_G in found], 1)
+
+
+def expected_f(counts_M3: np.ndarray) -> tuple[float, float]:
+    """Pairwise and BCubed F of items that may each come from another clustering, by their ``item_counts``.
+
+    From one clustering they are its own (``evaluate.scores``).
+    """
+    clusters, classes, both = (counts_M3 - 1).sum(0).tolist()
+    pairwise = both / clusters if clusters else 1.0, both / classes if classes else 1.0
+    bcubed = (counts_M3[:, 2:] / counts_M3[:, :2]).mean(0).tolist()
+    return _harmonic_mean(*pairwise), _harmonic_mean(*bcubed)
+
+
+def _harmonic_mean(precision: float, recall: float) -> float:
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _clusters(tasks: Tasks, level: Level, forest: Forest, row_M: Ref, tau: float) -> np.ndarray:
     """The cluster of each labelled item, as its root's position, by a checkpoint with this tau."""
     pointers: list[Ref] = find_roots(tasks, cluster_forest(tasks, forest, tau, tau), level.starts)
     blocks = tasks.get([tasks.call(_roots_of, level.nodes[s], pointers[s], row_M) for s in range(level.shards)])

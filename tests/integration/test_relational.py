@@ -15,7 +15,7 @@ import torch
 
 from hilander_dist.cluster.whitening import map_rows
 from hilander_dist.config import Calibration, Config, ModelConfig, TrainConfig, load_config
-from hilander_dist.errors import ConfigError, InputError, ModelError
+from hilander_dist.errors import ConfigError, InputError, ModelError, StorageError
 from hilander_dist.ingest import normalise_rows
 from hilander_dist.lander import training
 from hilander_dist.lander.checkpoint import load_checkpoint, save_checkpoint
@@ -190,6 +190,8 @@ def test_tuning_by_some_labels(sets: dict[str, Path], tmp_path: Path) -> None:
     assert by_tau[tuning["tau"]]["pairwise_f"] >= tuning["expected_pairwise_f"] - 0.05
     manifest = run_cluster_job(str(sets["c"]), str(tmp_path / "tuned"), str(tmp_path / "run"), Config())
     assert manifest["config"]["tau"] == tuning["tau"]
+    with pytest.raises(StorageError, match="nowhere"):
+        run_tune_job(*arguments, str(tmp_path / "no"), Config(quantizer=str(tmp_path / "nowhere")))
     # What was expected is what came out, for the labelled items and for all.
     assert scores_of(tmp_path / "run")["pairwise"]["f"] == pytest.approx(tuning["expected_pairwise_f"], abs=0.1)
     clusters = read_assignments(tmp_path / "run")
@@ -206,7 +208,7 @@ def test_more_neighbours_than_can_be_counted_are_refused(sets: dict[str, Path], 
 def test_labels_of_other_items_are_refused(sets: dict[str, Path], tmp_path: Path) -> None:
     x_ND, label_N = points.clustered(0, 20, 4, 3)
     write_points(tmp_path / "labels.parquet", x_ND, ids=np.arange(20) + 10**6, labels=label_N)
-    with pytest.raises(InputError, match=r"0 of its 20 items are in the input, of 0 classes: .*ids must be those"):
+    with pytest.raises(InputError, match=r"0 of its 20 items are in the input, whose ids they must have, of 0 classes"):
         run_tune_job(str(sets["c"]), str(tmp_path / "labels.parquet"), None, str(tmp_path / "run"), Config())
 
 

@@ -12,7 +12,6 @@ from hilander_dist.lander.relational import PAIR_INPUTS, RelationalLander, pair_
 from hilander_dist.pipeline.calibration import TAUS, best_tau, sweep_taus
 from hilander_dist.pipeline.head_training import fit_head
 from hilander_dist.pipeline.pair_training import pair_examples
-from hilander_dist.pipeline.tune import choose_tau
 from hilander_dist.storage import Storage
 from tests.points import clustered
 
@@ -85,14 +84,3 @@ def test_a_sweep_repeats_the_clustering_alone(model: RelationalLander, tmp_path:
     f_T2 = sweep_taus(model, episode(tmp_path, 400, 40))
     assert f_T2.shape == (len(TAUS), 2)
     assert ((f_T2 >= 0) & (f_T2 <= 1)).all()
-
-
-def test_tuning_picks_the_tau_of_the_labels_and_tells_what_to_expect() -> None:
-    class_M = np.repeat(np.arange(20), 10)
-    found_TM = np.stack([np.arange(200) for _ in TAUS])
-    for at in (5, 6, 7):
-        found_TM[at] = class_M
-    tuning = choose_tau(found_TM, class_M)
-    assert tuning["tau"] == TAUS[6]
-    assert tuning["expected_pairwise_f"] == 1.0
-    assert tuning["by_tau"][0]["pairwise_f"] == 0.0
