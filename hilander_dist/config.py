@@ -6,7 +6,8 @@ Nested keys are written with dots: ``--set model.encoder=gat``.
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -298,8 +299,20 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
 
 
 def config_yaml(config: Config) -> str:
-    """The configuration as YAML, every key present."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The configuration as YAML, every key present; those that nobody set as comments, as a checkpoint may bring other values."""
+    given = config.model_dump(mode="json", exclude_unset=True)
+    return "".join(_yaml_lines(config.model_dump(mode="json"), given, ""))
+
+
+def _yaml_lines(values: Mapping[str, Any], given: Mapping[str, Any], indent: str) -> Iterator[str]:
+    for key, value in values.items():
+        mark = "" if given.get(key, {}) != {} else "# "
+        if isinstance(value, Mapping):
+            yield f"{mark}{indent}{key}:\n"
+            yield from _yaml_lines(value, given.get(key, {}), f"{indent}  ")
+        else:
+            line = yaml.safe_dump({key: value}, width=1000)
+            yield textwrap.indent(line, mark + indent, lambda _: True)
 
 
 def config_schema() -> str:
