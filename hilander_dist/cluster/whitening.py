@@ -30,7 +30,9 @@ from hilander_dist.run import Run
 from hilander_dist.tasks import Block, Loader, Tasks
 
 ROWS = 2**15
-"""Of the first time, at most. A half and a quarter of the rows of five sets gave maps as good as all of them, on average."""
+"""Of the first time: all up to so many, of more whole regions until there are so many, at most twice as many where regions are
+small against that (from some ten million rows on one may be larger). A half and a quarter of the rows of five sets gave maps as good as
+all of them, on average."""
 
 REGIONS, MOST_REGIONS = 16, 1024
 """So many regions make up ROWS; and at most so many are made: each row is compared with all of them."""
@@ -82,8 +84,9 @@ def whiten(
             tasks.store.write_block(MAP, frozen)
             numbers = {"learned_from": "earlier run", "kept": True}
         else:
-            _check_memory(tasks, nodes)
+            _check_memory(tasks, min(nodes.n, ROWS), nodes.dim)
             parts, n = pick_regions(tasks, nodes, search.seed)
+            _check_memory(tasks, n, nodes.dim)
             cut = max(-(-shards * n // nodes.n), min(shards, -(-n // ROWS_WORTH_A_SHARD)))
             asking = tasks.asking(task_bytes(-(-n // cut), row_bytes))
             plain = GraphOptions(search.k, search.target_recall, search.seed, search.device)
@@ -239,12 +242,11 @@ def whitening_map(scatter_DD: np.ndarray, freedom: int) -> np.ndarray:
     return np.asarray((basis_DD * scale_D) @ basis_DD.T, dtype=np.float32)
 
 
-def _check_memory(tasks: Tasks, nodes: Nodes) -> None:
-    rows = min(nodes.n, ROWS)
-    needed = task_bytes(rows, _FIT_BYTES * nodes.dim)
+def _check_memory(tasks: Tasks, rows: int, dim: int) -> None:
+    needed = task_bytes(rows, _FIT_BYTES * dim)
     if needed > tasks.offered():
         raise ClusterError(
-            f"not enough memory: the task that fits the whitening of {rows} rows of {nodes.dim} dimensions takes up to"
+            f"not enough memory: the task that fits the whitening of {rows} rows of {dim} dimensions takes up to"
             f" {gigabytes(needed)}, the largest node of the Ray cluster offers {gigabytes(tasks.offered())}: use nodes with"
             " more memory, or reduce the dimensions (a PCA)"
         )

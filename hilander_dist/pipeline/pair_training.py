@@ -16,7 +16,7 @@ from hilander_dist.pipeline.meta_training import Episodes
 from hilander_dist.tasks import Block, Tasks
 
 OF_ONE, OF_SEVERAL = 96, 160
-"""Episodes of a data set, of one alone and of each of several. Those with their classes as they are, a third of them or more, give
+"""Episodes of a data set, of one alone and of each of several. Those with their classes as they are, three in ten or more, give
 examples, some 10,000 each. With strangers among them, texts left out were joined by one network (.18/.70, without the head .83/.84).
 With classes moved together, the head's merges hung on chance: of four networks that had not seen the set, clinc150 lost .010 to .035 of
 F in two, and parts of one of caltech101's large classes stayed apart in one (.842/.824, without them .948/.859). With 30 such episodes
