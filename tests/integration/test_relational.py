@@ -38,7 +38,7 @@ UNSEEN, UNSEEN_CLASSES = 1500, 30
 
 def small(*overrides: str) -> Config:
     return load_config(
-        overrides=["model.features=relational", "model.hidden=8", "train.episodes=32", "train.epochs=2", *overrides]
+        overrides=["model.features=relational", "model.hidden=8", "train.episodes=48", "train.epochs=2", *overrides]
     )
 
 
@@ -82,7 +82,7 @@ def test_training_leaves_a_calibrated_checkpoint_and_its_numbers(trained: Path) 
     assert 0 < model.calibration.lone_rate < 0.3
     assert isinstance(model, RelationalLander)
     assert all(weight.any() for weight in last_layers(model.pair))
-    # Of the two members, which have seen a set each, one has too few examples of 32 episodes.
+    # Of the two members, which have seen a set each, one has too few examples of 48 episodes.
     assert sorted(bool(weight.any()) for weight in last_layers(model.join)) == [False, True]
     found = json.loads((trained / "manifest.json").read_text())
     assert found["calibration"]["tau"] == model.calibration.tau
