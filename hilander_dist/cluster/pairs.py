@@ -21,9 +21,9 @@ CHANCE_ONE = 2.0**20
 
 LIKELY = 0.85
 """Two clusters between which the mean probability is not above this never merge. On clusters larger than it has seen a head may say
-anything: with .28 to .79 between them, 14 pairs of classes of texts had .86 to .99 (clinc150 .03/.16, so .85/.87). Of 12 networks
-parts of one class of photos had .86 to .92, other photos .74 and less. Above it the head only has to be for it: of parts with .89 it said
-.55, and with .7 to be asked of it below .9 one network left out lost .07 of F by a tau off by .1."""
+anything: with .28 to .79 between them, 14 pairs of classes of texts had .86 to .99 (clinc150 .03/.16, so .85/.87). By three networks
+left out, parts of one class of photos had .86 to .92, other photos .74 and less. Above it the head only has to be for it: of parts with
+.89 it said .55, and with .7 to be asked of it below .9 one network left out lost .07 of F by a tau off by .1."""
 
 LEAST_LISTS = 6
 """Two clusters with fewer members together are not parts of a class that was too large for the lists. Two classes of 150 texts in one

@@ -142,6 +142,7 @@ def test_a_missing_input_or_model_and_bad_options_are_refused(
     refused(cluster(file, "--set", "model.hidden=32"), "model.pth", "--set model.hidden=16")
     refused(cluster(file, "--k", 1), "k: ", "greater than or equal to 2")
     refused(cluster(file, "--set", "taau=0.5"), "unknown option taau", "did you mean tau")
+    assert not (tmp_path / "run" / "_SUCCESS").exists()
 
 
 @pytest.mark.parametrize("name", ["truncated", "another dimension", "too many bad rows"])
