@@ -24,7 +24,7 @@ Weights = dict[str, Array]
 Compat = Literal["default", "reference"]
 Encoder = Literal["gcn", "gat"]
 
-FIXED_POINT = 2.0**40
+FIXED_POINT = 2.0**32
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def roots(parent_N: Array) -> tuple[Array, Array]:
 
 
 def cluster_means(unit_MD: Array, label_M: Array) -> Array:
-    """float32[P, D] mean row of each label: int64 sums of rint(x * 2^40), divided in float64. algorithm.md 4."""
+    """float32[P, D] mean row of each label: int64 sums of rint(x * 2^32), divided in float64. algorithm.md 4."""
     fixed_MD = np.rint(unit_MD.astype(np.float64) * FIXED_POINT).astype(np.int64)
     sum_PD = np.zeros((label_M.max() + 1, unit_MD.shape[1]), dtype=np.int64)
     np.add.at(sum_PD, label_M, fixed_MD)

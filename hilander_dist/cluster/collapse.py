@@ -89,6 +89,9 @@ def merge_peaks(nodes: Block, pointers: Block, start: int, inbox: list[Block]) -
         pointers: pointer_N int64, positions of roots.
         start: position of the shard's first node.
         inbox: per sender a block of root_N (positions in this shard), sum_ND and count_N.
+
+    Raises:
+        ClusterError: a cluster has more than MAX_MEMBERS samples.
     """
     position_P = np.flatnonzero(pointers["pointer_N"] == start + np.arange(len(pointers["pointer_N"])))
     peaks: Block = {name: nodes[name][position_P] for name in ("id_N", "x_ND", "class_N") if name in nodes}
@@ -101,8 +104,11 @@ def merge_peaks(nodes: Block, pointers: Block, start: int, inbox: list[Block]) -
         sum_PD[at] += block["sum_ND"]
         count_P[at] += block["count_N"]
     if len(count_P) and count_P.max() > MAX_MEMBERS:
+        largest = int(count_P.argmax())
         raise ClusterError(
-            f"a cluster has {count_P.max()} samples, more than the {MAX_MEMBERS} that its sum can hold: raise tau"
+            f"the cluster of row {peaks['id_N'][largest]} has {count_P[largest]} samples, more than the {MAX_MEMBERS} that its"
+            " sum can hold: if they are copies, leave most of them out of the input; else raise tau, or cluster fewer rows in"
+            " a run"
         )
     return {**peaks, "sum_ND": sum_PD, "count_N": count_P}
 

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hilander_dist.cluster.collapse as collapse_module
 from hilander_dist.cluster.collapse import Collapsed, collapse, merge_peaks, rank_ids, rank_peaks
-from hilander_dist.cluster.features import member_sums
+from hilander_dist.cluster.features import FIXED_POINT, MAX_MEMBERS, cluster_means, member_sums
 from hilander_dist.errors import ClusterError
 from hilander_dist.knn.layout import Level
 from hilander_dist.tasks import Block
@@ -25,7 +24,7 @@ def random_level(seed: int, above: bool, labelled: bool) -> tuple[Block, np.ndar
         "x_ND": random_rows(seed, N, DIM),
     }
     if above:
-        nodes["sum_ND"] = rng.integers(-(2**41), 2**41, (N, DIM))
+        nodes["sum_ND"] = rng.integers(-(2**33), 2**33, (N, DIM))
         nodes["count_N"] = rng.integers(1, 9, N)
         nodes["rank_N"] = rng.permutation(N)
     if labelled:
@@ -123,9 +122,44 @@ def test_a_shard_without_peaks_keeps_its_columns() -> None:
     assert peaks["x_ND"].shape == peaks["sum_ND"].shape == (0, DIM)
 
 
-def test_a_cluster_too_large_for_its_sum_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collapse_module, "MAX_MEMBERS", 2)
-    nodes: Block = {"id_N": np.arange(3), "x_ND": np.eye(3, dtype=np.float32)}
-    inbox = [{"root_N": np.array([0]), "sum_ND": np.zeros((1, 3), np.int64), "count_N": np.array([3])}]
-    with pytest.raises(ClusterError, match="a cluster has 3 samples, more than the 2"):
-        merge_peaks(nodes, {"pointer_N": np.zeros(3, np.int64)}, 0, inbox)
+def merged(row_D: list[float], counts: list[int]) -> Block:
+    """The peak of one cluster: of copies of one row, so many from each sender."""
+    nodes: Block = {"id_N": np.array([7]), "x_ND": np.array([row_D], dtype=np.float32)}
+    fixed_D = member_sums(nodes, np.zeros(1, np.int64), 1)[0][0]
+    inbox = [
+        {"root_N": np.array([20]), "sum_ND": count * fixed_D[None], "count_N": np.array([count])} for count in counts
+    ]
+    return merge_peaks(nodes, {"pointer_N": np.array([20])}, 20, inbox)
+
+
+@pytest.mark.parametrize("row_D", [[1.0, 0.0], [0.0, -1.0], [0.75, 0.5]])
+@pytest.mark.parametrize(
+    "counts", [[3_000_000, 6_999_999, 1], [2**30, 2**29, MAX_MEMBERS - 2**30 - 2**29 - 5, 5], [MAX_MEMBERS]]
+)
+def test_millions_of_copies_of_one_image_have_its_mean(row_D: list[float], counts: list[int]) -> None:
+    peaks = merged(row_D, counts)
+    assert peaks["count_N"].tolist() == [sum(counts)]
+    assert cluster_means(peaks).tolist() == [row_D]
+
+
+def test_a_cluster_too_large_for_its_sum_is_refused_in_a_line_that_says_what_helps() -> None:
+    with pytest.raises(
+        ClusterError, match=r"^the cluster of row 7 has 2147483137 samples.*: if they are copies"
+    ) as caught:
+        merged([1.0, 0.0], [MAX_MEMBERS - 1, 2])
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=40)
+@given(
+    row=st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3),
+    total=st.integers(1, MAX_MEMBERS),
+    cuts=st.lists(st.integers(1, MAX_MEMBERS), max_size=5),
+)
+def test_the_sum_of_a_huge_cluster_does_not_depend_on_how_its_members_are_cut(
+    row: list[float], total: int, cuts: list[int]
+) -> None:
+    edges = [0, *sorted(min(cut, total) for cut in cuts), total]
+    peaks = merged(row, [stop - start for start, stop in itertools.pairwise(edges)])
+    assert peaks["sum_ND"].tolist() == [[total * round(x * FIXED_POINT) for x in row]]
+    assert peaks["count_N"].tolist() == [total]

@@ -102,7 +102,7 @@ def test_scores_are_the_models_and_the_same_bytes_for_any_sharding(
     n = 3 * CHUNK + 77
     x_ND, _ = clustered(0, n, DIM, 40)
     x_ND[5] = -x_ND[6]
-    sum_ND = np.rint(random_rows(1, n, DIM).astype(np.float64) * 2**41).astype(np.int64)
+    sum_ND = np.rint(random_rows(1, n, DIM).astype(np.float64) * 2**33).astype(np.int64)
     upper = {"id_N": np.arange(n), "x_ND": x_ND, "sum_ND": sum_ND, "count_N": np.full(n, 3), "rank_N": np.arange(n)}
     nodes, graph, scores = scored(upper, 1, encoder, num_conv, cluster_features)
     for shards in (2, 4):
