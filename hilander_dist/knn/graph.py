@@ -1,10 +1,11 @@
 """The k-NN graph of a level over its shards: one quantizer, multi-probe, exact within the probed cells.
 
 A shard's queries go to every cell that they probe, wherever it lives: the task holds its own rows and fetches the other
-shards one after another. How many cells to probe is read off a sample (recall.py).
+shards one after another. How many cells to probe is read off a sample, the recall off another one (recall.py).
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from hilander_dist.knn.recall import (
     found_share,
     mean_interval,
     sample_truth,
+    samples_all,
+    share_of,
     truth_path,
 )
 from hilander_dist.storage import Storage
@@ -60,17 +63,18 @@ class GraphStats:
     crowds_cut: bool
     """See ``recall.Probing``."""
     rows_compared: float
-    """Rows that a node was compared with, on average over the sample."""
+    """Rows that a node was compared with, on average over the sampled nodes that chose the probing."""
     recall: float
-    """Share of the sampled nodes' exact neighbours that are in the graph; 1 where all cells were searched."""
+    """Share of the exact neighbours that are in the graph, on average over sampled nodes other than those that chose the probing:
+    it may come out below ``target_recall``. 1 where all cells were searched; NaN where no such node has a neighbour."""
     recall_low: float
     """Lower end of its 95% confidence interval."""
     recall_sample: int
-    """Nodes in the sample that have a neighbour; 0 where all cells were searched, and nothing had to be estimated."""
+    """Nodes that it was measured on; 0 where all cells were searched, and nothing had to be estimated."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON: a recall that was not measured is None."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 def knn_graph(
@@ -95,7 +99,7 @@ def knn_graph(
         level = read_whole(tasks, parts, n, dim, prefix)
         tasks.wait(level.nodes, f"{prefix} layout")
         return level, *search_level(tasks, level, None, options, prefix)
-    exact = options.target_recall == 1 or (options.quantizer is None and has_one_cell(n))
+    exact = options.target_recall == 1 or samples_all(n) or (options.quantizer is None and has_one_cell(n))
     # What an earlier attempt has probed needs no rows.
     finished = tasks.saved.issuperset(probes_paths(prefix, len(parts)) + ([] if exact else [truth_path(prefix)]))
     loaded = [None] * len(parts) if finished else [tasks.call(part) for part in parts]
@@ -146,14 +150,16 @@ def search_level(
     recall, low, sample = 1.0, 1.0, 0
     if truth is not None:
         found = [tasks.call(_found, truth, nodes, block) for nodes, block in zip(level.nodes, graph, strict=True)]
-        per_node = np.sort(np.concatenate(tasks.get(found)))  # one order of addition for any sharding
-        sample = len(per_node)
-        recall, low = mean_interval(per_node)
-        if recall < options.target_recall and sample:
+        # In one order of addition for any sharding.
+        foreseen, measured = (np.sort(np.concatenate(shares)) for shares in zip(*tasks.get(found), strict=True))
+        chosen_for = mean_interval(foreseen)[0]
+        if chosen_for < options.target_recall:
             raise ClusterError(
-                f"{prefix}: the k-NN graph has a recall of {recall:.4f}, below target_recall={options.target_recall}; "
-                "this should not happen: run with --target-recall 1, and report it"
+                f"{prefix}: the k-NN graph has a recall of {chosen_for:.4f} on the nodes for which its probing was chosen, below"
+                f" target_recall={options.target_recall}; this should not happen: run with --target-recall 1, and report it"
             )
+        sample = len(measured)
+        recall, low = mean_interval(measured) if sample else (math.nan, math.nan)
     gap = probing.gap if probing.gap < NO_GAP else None
     return graph, GraphStats(nlist, probing.nprobe, gap, probing.crowds_cut, probing.rows, recall, low, sample)
 
@@ -218,5 +224,6 @@ def _count_cells(quantizer: Quantizer) -> int:
     return quantizer.cells
 
 
-def _found(truth: Block, nodes: Block, graph: Block) -> np.ndarray:
-    return found_share(truth, nodes["id_N"], graph)
+def _found(truth: Block, nodes: Block, graph: Block) -> list[np.ndarray]:
+    """``found_share`` of the sampled nodes that chose the probing, and of the others."""
+    return [found_share(share_of(truth, choosing), nodes["id_N"], graph) for choosing in (True, False)]

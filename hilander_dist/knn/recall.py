@@ -1,4 +1,6 @@
-"""How much to probe: read off a sample of nodes that are also searched exactly.
+"""How much to probe, and what recall that has: read off a sample of nodes that are also searched exactly.
+
+Some of the sampled nodes choose the probing, others report the recall: what is reported was not chosen by the same nodes.
 
 M sampled nodes, K neighbours kept, C cells, P probes. A neighbour counts as found where it is as similar as the K-th
 exact one, to TIE: among near-duplicates any K will do, and to look for particular ones would mean to compare all with all.
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hilander_dist.exchange import concat_blocks
+from hilander_dist.exchange import concat_blocks, take_rows
 from hilander_dist.knn.crowds import CROWD_LIMIT, CROWD_RUN, CROWD_RUNS
 from hilander_dist.knn.kernel import count_near, search_rows
 from hilander_dist.knn.layout import PROBES_KEPT, Level, sample_rows
@@ -21,8 +23,11 @@ from hilander_dist.knn.quantizer import CELLS_AROUND, Quantizer, nearest_cells
 from hilander_dist.knn.ranking import empty_candidates, finish
 from hilander_dist.tasks import Block, Ref, Tasks
 
-RECALL_SAMPLE = 500
-"""Nodes searched exactly, a tenth of the work at 200k points: at a recall of .98 the 95% interval is about +- .006."""
+CHOOSING = 500
+"""Nodes that choose the probing: at a recall of .98 the 95% interval is about +- .006."""
+
+REPORTING = 250
+"""Nodes that report the recall: the interval is about +- .009."""
 
 SAMPLE_SALT = 0x5EED
 """Keeps the recall sample apart from the quantizer's training sample."""
@@ -45,7 +50,7 @@ class Probing:
     """Those whose centroid is less similar than the nearest one's by at most this. Adaptive probing looks at 40% fewer
     rows than a fixed number of probes of the same recall (200k x 256, k 10 and 80)."""
     rows: float
-    """Rows that a sampled node is compared with, on average, as if a cell that is a crowd held no other rows."""
+    """Rows that a node which chooses is compared with, on average, as if a cell that is a crowd held no other rows."""
     crowds_cut: bool
     """Whether a crowd of near-duplicates offers only a few of its rows, see ``crowds.CROWD_LIMIT``."""
 
@@ -53,6 +58,11 @@ class Probing:
 def truth_path(prefix: str) -> str:
     """Where a level's truth is saved."""
     return f"{prefix}/truth.safetensors"
+
+
+def samples_all(n: int) -> bool:
+    """Whether all nodes of a level would be in the sample: to probe all cells is then no more work, and nothing to estimate."""
+    return n <= CHOOSING + REPORTING
 
 
 def sample_truth(tasks: Tasks, parts: Sequence[Ref], n: int, k: int, seed: int, prefix: str) -> Ref:
@@ -67,18 +77,26 @@ def sample_truth(tasks: Tasks, parts: Sequence[Ref], n: int, k: int, seed: int, 
         prefix: where the level's blocks are saved.
 
     Returns:
-        A block of id_N, x_ND and sim_NK float32, descending, 0 where there is no further neighbour; ascending in id.
+        A block of id_N, x_ND, chooses_N (bool, see ``share_of``) and sim_NK float32, descending, 0 where there is no further
+        neighbour; ascending in id. Of n nodes CHOOSING choose and REPORTING report, on average; both are drawn by the ids' hashes, so
+        that they are the same nodes however the level is cut. Fewer nodes are divided in the same proportion.
     """
     if truth_path(prefix) in tasks.saved:
         return tasks.load(truth_path(prefix))
-    picked = [tasks.call(sample_rows, part, RECALL_SAMPLE / n, seed ^ SAMPLE_SALT) for part in parts]
-    sample = tasks.call(_sorted_sample, picked)
+    of = max(n, CHOOSING + REPORTING)
+    picked = [tasks.call(sample_rows, part, (CHOOSING + REPORTING) / of, seed ^ SAMPLE_SALT) for part in parts]
+    sample = tasks.call(_divided_sample, picked, CHOOSING / of, seed ^ SAMPLE_SALT)
     found = [tasks.call(_search_exactly, sample, part, k - 1) for part in parts]
     return tasks.call(merge_truth, sample, found, save=truth_path(prefix))
 
 
+def share_of(truth: Block, choosing: bool) -> Block:
+    """The sampled nodes that choose the probing, or those that report the recall; none is in both."""
+    return take_rows(truth, truth["chooses_N"] == choosing)
+
+
 def choose_probing(tasks: Tasks, level: Level, truth: Ref, nlist: int, target_recall: float) -> Probing:
-    """The least probing whose recall on the sample reaches the target with its whole confidence interval.
+    """The least probing whose recall on the nodes that choose reaches the target with its whole confidence interval.
 
     It is the smallest gap among the cells that every node keeps; where all of those together do not reach the target,
     among more of them; and at the end of the same without cutting crowds, all cells.
@@ -90,14 +108,15 @@ def choose_probing(tasks: Tasks, level: Level, truth: Ref, nlist: int, target_re
         nlist: cells of the level's quantizer.
         target_recall: the recall to reach.
     """
+    choosing = tasks.call(share_of, truth, True)
     for crowds_cut in (True, False):
         count = min(nlist, PROBES_KEPT)
         while True:
-            probes = tasks.call(_sample_probes, truth, level.quantizer, count)
+            probes = tasks.call(_sample_probes, choosing, level.quantizer, count)
             near = [
                 tasks.call(
                     _count_near,
-                    truth,
+                    choosing,
                     probes,
                     nodes,
                     start,
@@ -106,7 +125,7 @@ def choose_probing(tasks: Tasks, level: Level, truth: Ref, nlist: int, target_re
                 )
                 for nodes, start in zip(level.nodes, level.starts[:-1], strict=True)
             ]
-            chosen = tasks.call(least_probing, truth, probes, near, level.cell_start, target_recall, crowds_cut)
+            chosen = tasks.call(least_probing, choosing, probes, near, level.cell_start, target_recall, crowds_cut)
             probing: Probing | None = tasks.get(chosen)
             if probing is not None:
                 return probing
@@ -128,8 +147,8 @@ def least_probing(
     """The smallest gap that reaches the target, or None where these probes do not.
 
     Args:
-        truth: the sample.
-        probes: cell_NP and gap_NP of the sample, nearest first.
+        truth: the nodes that choose.
+        probes: cell_NP and gap_NP of these nodes, nearest first.
         near: per shard int64 [M, P], rows of each probed cell that are as similar as the K-th exact neighbour.
         cell_start: int64 [C + 1].
         target_recall: the recall to reach.
@@ -158,7 +177,7 @@ def found_share(truth: Block, id_N: np.ndarray, graph: Block) -> np.ndarray:
     """Share of the exact neighbours found, for each sampled node of a shard that has any.
 
     Args:
-        truth: the sample.
+        truth: the sampled nodes, or one ``share_of`` them.
         id_N: ids of the shard's nodes.
         graph: the shard's sim_NK.
     """
@@ -191,10 +210,11 @@ def _threshold(exact_MK: np.ndarray) -> np.ndarray:
     return np.asarray(np.maximum(last_M - np.float32(TIE), np.finfo(np.float32).tiny))
 
 
-def _sorted_sample(picked: list[Block]) -> Block:
+def _divided_sample(picked: list[Block], share: float, salt: int) -> Block:
+    """The sample in ascending order of ids; those choose that a sample of ``share`` of all nodes would have picked."""
     sample = concat_blocks(picked)
-    order = np.argsort(sample["id_N"])
-    return {name: array[order] for name, array in sample.items()}
+    sample = take_rows(sample, np.argsort(sample["id_N"]))
+    return {**sample, "chooses_N": np.isin(sample["id_N"], sample_rows(sample, share, salt)["id_N"])}
 
 
 def _search_exactly(sample: Block, part: Block, K: int) -> np.ndarray:

@@ -1,12 +1,19 @@
+import functools
+import json
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 
+from hilander_dist.errors import ClusterError
+from hilander_dist.knn import graph as graph_module
 from hilander_dist.knn import layout
 from hilander_dist.knn import recall as recall_module
 from hilander_dist.knn.graph import GraphOptions, GraphStats, knn_graph, search_shard
 from hilander_dist.knn.layout import CHUNK
 from hilander_dist.knn.quantizer import nearest_cells, one_group
-from hilander_dist.knn.recall import Probing
+from hilander_dist.knn.recall import Probing, mean_interval, share_of, truth_path
 from hilander_dist.tasks import Block, Lazy
 from tests import oracle
 from tests.local_tasks import LocalTasks, held
@@ -16,10 +23,16 @@ DIM = 8
 
 
 def graph_of(
-    x_ND: np.ndarray, shards: int, k: int, recall: float, id_N: np.ndarray | None = None, device: str = "cpu"
+    x_ND: np.ndarray,
+    shards: int,
+    k: int,
+    recall: float,
+    id_N: np.ndarray | None = None,
+    device: str = "cpu",
+    tasks: LocalTasks | None = None,
 ) -> tuple[Block, Block, GraphStats]:
     """The whole level's nodes, its graph, and how it was searched."""
-    tasks = LocalTasks()
+    tasks = tasks or LocalTasks()
     block = {"id_N": np.arange(len(x_ND)) if id_N is None else id_N, "x_ND": x_ND}
     options = GraphOptions(k, recall, 0, device)
     level, graph, stats = knn_graph(tasks, held([block]), len(x_ND), x_ND.shape[1], shards, options, "level-0")
@@ -46,28 +59,97 @@ def test_probing_every_cell_gives_the_exact_graph_for_any_sharding(
     assert stats.recall_sample == 0
 
 
-def test_an_approximate_graph_is_the_same_for_any_sharding_and_reports_its_recall(
+def test_an_approximate_graph_is_the_same_for_any_sharding_and_reports_its_recall_on_nodes_that_did_not_choose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layout, "choose_nlist", lambda n: 80)
+    n = 7 * CHUNK + 100
+    x_ND, _ = clustered(1, n, DIM, 60)
+    tasks = LocalTasks()
+    nodes, graph, stats = graph_of(x_ND, 1, 8, recall=0.9, tasks=tasks)
+    truth = tasks.blocks[truth_path("level-0")]
+    for shards in (3, 8):
+        others = LocalTasks()
+        again = graph_of(x_ND, shards, 8, recall=0.9, tasks=others)
+        assert f"level-0/graph-{shards - 1:05d}.safetensors" in others.blocks
+        for name, column in graph.items():
+            assert again[1][name].tobytes() == column.tobytes()
+        for name, column in truth.items():
+            assert others.blocks[truth_path("level-0")][name].tobytes() == column.tobytes()
+        assert again[2] == stats
+    exact_NK = oracle.knn(nodes["x_ND"], nodes["id_N"], 8)[0]
+
+    def brute_force(id_M: np.ndarray) -> np.ndarray:
+        return np.array(
+            [
+                len(set(graph["nbr_NK"][i]) & set(exact_NK[i]) - {-1}) / (exact_NK[i] >= 0).sum()
+                for i in np.flatnonzero(np.isin(nodes["id_N"], id_M))
+            ]
+        )
+
+    reporting, choosing = (share_of(truth, chooses)["id_N"] for chooses in (False, True))
+    assert stats.recall_sample == len(reporting) > 150
+    assert (stats.recall, stats.recall_low) == pytest.approx(mean_interval(brute_force(reporting)))
+    assert stats.recall != pytest.approx(brute_force(choosing).mean())
+    assert mean_interval(brute_force(choosing))[1] >= 0.9
+    assert 1 <= stats.nprobe < stats.nlist
+    assert stats.as_dict()["nprobe"] == stats.nprobe
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, tasks: LocalTasks, chooses: bool) -> None:
+    """Take their neighbours from the sampled nodes of one kind."""
+
+    @functools.wraps(search_shard)
+    def search(shard: int, everything: Lazy, *rest: Any) -> Block:
+        graph = search_shard(shard, everything, *rest)
+        id_M = share_of(tasks.blocks[truth_path("level-0")], chooses)["id_N"]
+        kept_N = ~np.isin(everything.get(shard)["id_N"], id_M)
+        return {"nbr_NK": graph["nbr_NK"], "sim_NK": graph["sim_NK"] * kept_N[:, None]}
+
+    monkeypatch.setattr(graph_module, "search_shard", search)
+
+
+def test_a_graph_that_is_good_only_where_its_probing_was_chosen_reports_how_bad_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(layout, "choose_nlist", lambda n: 40)
-    monkeypatch.setattr(recall_module, "RECALL_SAMPLE", 1000)
-    x_ND, _ = clustered(1, 900, DIM, 60)
-    nodes, graph, stats = graph_of(x_ND, 1, 8, recall=0.9)
-    again = graph_of(x_ND, 2, 8, recall=0.9)
-    np.testing.assert_array_equal(again[1]["nbr_NK"], graph["nbr_NK"])
-    np.testing.assert_array_equal(again[1]["sim_NK"], graph["sim_NK"])
-    assert again[2] == stats
-    # All nodes are in the sample of a level as small as this.
-    exact_NK = oracle.knn(nodes["x_ND"], nodes["id_N"], 8)[0]
-    found = [
-        len(set(row[row >= 0]) & set(best[best >= 0])) / (best >= 0).sum()
-        for row, best in zip(graph["nbr_NK"], exact_NK, strict=True)
-    ]
-    assert stats.recall_sample == 900
-    assert stats.recall == pytest.approx(np.mean(found))
-    assert 0.9 <= stats.recall_low <= stats.recall < 1
-    assert 1 <= stats.nprobe < stats.nlist
-    assert stats.as_dict()["nprobe"] == stats.nprobe
+    x_ND, _ = clustered(1, 1800, DIM, 60)
+    tasks = LocalTasks()
+    spoil(monkeypatch, tasks, chooses=False)
+    stats = graph_of(x_ND, 2, 8, recall=0.9, tasks=tasks)[2]
+    assert (stats.recall, stats.recall_low) == (0, 0)
+    assert stats.recall_sample > 150
+
+
+def test_a_graph_that_is_bad_where_its_probing_was_chosen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "choose_nlist", lambda n: 40)
+    x_ND, _ = clustered(1, 1800, DIM, 60)
+    tasks = LocalTasks()
+    spoil(monkeypatch, tasks, chooses=True)
+    with pytest.raises(ClusterError, match=r"level-0: .* recall of 0\.0000 on the nodes .* below target_recall=0\.9"):
+        graph_of(x_ND, 2, 8, recall=0.9, tasks=tasks)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, recall_module.CHOOSING + recall_module.REPORTING])
+def test_where_all_nodes_would_be_sampled_all_cells_are_searched(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a small run that is given the cells of a large one."""
+    monkeypatch.setattr(layout, "choose_nlist", lambda n: 10)
+    x_ND, _ = clustered(0, n, DIM, min(n, 30))
+    nodes, graph, stats = graph_of(x_ND, 2, 6, recall=0.5)
+    np.testing.assert_array_equal(graph["nbr_NK"], oracle.knn(nodes["x_ND"], nodes["id_N"], 6)[0])
+    assert (stats.recall, stats.recall_low, stats.recall_sample, stats.probe_gap) == (1, 1, 0, None)
+    assert stats.nprobe == stats.nlist
+
+
+def test_no_recall_is_reported_where_no_node_that_reports_has_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "choose_nlist", lambda n: 4)
+    monkeypatch.setattr(recall_module, "CHOOSING", 20)
+    monkeypatch.setattr(recall_module, "REPORTING", 10)
+    stats = graph_of(np.eye(60, dtype=np.float32), 1, 4, recall=0.98)[2]
+    assert math.isnan(stats.recall)
+    assert math.isnan(stats.recall_low)
+    told = json.loads(json.dumps(stats.as_dict(), allow_nan=False))
+    assert (told["recall"], told["recall_low"], told["recall_sample"]) == (None, None, 0)
 
 
 def test_an_exact_search_works_where_the_quantizer_found_fewer_cells_than_wanted(

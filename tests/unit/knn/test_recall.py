@@ -6,9 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hilander_dist.knn import recall as recall_module
 from hilander_dist.knn.crowds import CROWD_LIMIT, CROWD_RUN, CROWD_RUNS
-from hilander_dist.knn.layout import assign_cells, move_rows
+from hilander_dist.knn.layout import assign_cells, move_rows, sample_rows
 from hilander_dist.knn.recall import (
+    CHOOSING,
+    REPORTING,
+    SAMPLE_SALT,
     TIE,
     choose_probing,
     found_share,
@@ -16,6 +20,7 @@ from hilander_dist.knn.recall import (
     mean_interval,
     merge_truth,
     sample_truth,
+    share_of,
 )
 from hilander_dist.tasks import Block
 from tests import oracle
@@ -100,12 +105,51 @@ def test_the_truth_is_that_of_brute_force_however_the_level_is_cut(cuts: list[in
     parts = [{"id_N": id_N[a:b], "x_ND": x_ND[a:b]} for a, b in itertools.pairwise(edges)]
     tasks = LocalTasks()
     truth = tasks.get(sample_truth(tasks, put_all(parts), 900, 6, 3, "level-0"))
-    assert 400 < len(truth["id_N"]) < 600
+    assert 650 < len(truth["id_N"]) < 850
     assert (np.diff(truth["id_N"]) > 0).all()
     sim_NK = oracle.knn(x_ND, id_N, 6)[1]
     row_M = np.argsort(id_N)[np.searchsorted(np.sort(id_N), truth["id_N"])]
     np.testing.assert_array_equal(truth["x_ND"], x_ND[row_M])
     np.testing.assert_array_equal(truth["sim_NK"].view(np.int32), sim_NK[row_M].view(np.int32))
+
+
+def divided(id_N: np.ndarray, cuts: list[int], seed: int) -> Block:
+    """The ids that are sampled of a level, and which of them choose."""
+    edges = [0, *sorted(min(cut, len(id_N)) for cut in cuts), len(id_N)]
+    parts = [
+        {"id_N": id_N[start:stop], "x_ND": np.ones((stop - start, 1), np.float32)}
+        for start, stop in itertools.pairwise(edges)
+    ]
+    tasks = LocalTasks()
+    truth: Block = tasks.get(sample_truth(tasks, put_all(parts), len(id_N), 2, seed, "level-0"))
+    return truth
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.one_of(st.integers(1, 9), st.integers(700, 3000)),
+    cuts=st.lists(st.integers(0, 3000), max_size=4),
+)
+def test_no_node_both_chooses_and_reports_and_a_cut_changes_neither(seed: int, n: int, cuts: list[int]) -> None:
+    id_N = np.random.default_rng(seed).permutation(4 * n)[:n]
+    truth, whole = divided(id_N, cuts, seed), divided(np.sort(id_N), [], seed)
+    for name, column in whole.items():
+        np.testing.assert_array_equal(truth[name], column)
+    choosing, reporting = share_of(truth, True)["id_N"], share_of(truth, False)["id_N"]
+    assert not set(choosing.tolist()) & set(reporting.tolist())
+    assert sorted([*choosing.tolist(), *reporting.tolist()]) == truth["id_N"].tolist()
+    if n <= CHOOSING + REPORTING:
+        assert len(truth["id_N"]) == n
+    else:  # Those that choose are who they would be if none reported.
+        alone = sample_rows({"id_N": np.sort(id_N), "x_ND": np.ones((n, 1))}, CHOOSING / n, seed ^ SAMPLE_SALT)
+        assert choosing.tolist() == alone["id_N"].tolist()
+
+
+def test_samples_are_as_large_as_they_should_be() -> None:
+    truth = divided(np.arange(200_000), [], 0)
+    for choosing, wanted in ((True, CHOOSING), (False, REPORTING)):
+        assert len(share_of(truth, choosing)["id_N"]) == pytest.approx(wanted, abs=4 * wanted**0.5)
 
 
 def test_merge_truth_keeps_the_highest_similarities_with_pads_last() -> None:
@@ -129,7 +173,8 @@ def test_a_neighbour_counts_where_it_is_as_similar_as_the_last_exact_one_to_a_ti
 def test_what_is_counted_beforehand_is_what_a_search_finds(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recall that ``choose_probing`` foresees, against brute force over the cells that its probing admits."""
     monkeypatch.setattr("hilander_dist.knn.layout.choose_nlist", lambda n: 40)
-    monkeypatch.setattr("hilander_dist.knn.recall.RECALL_SAMPLE", 5000)  # every node
+    monkeypatch.setattr(recall_module, "CHOOSING", 5000)  # every node
+    monkeypatch.setattr(recall_module, "REPORTING", 0)
     n, K = 1700, 5
     x_ND, _ = clustered(2, n, 8, 100)
     block = {"id_N": np.arange(n), "x_ND": x_ND}
