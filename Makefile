@@ -16,8 +16,9 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Files in their order: the long ones of tests/integration go first, the many short ones of tests/unit fill up the end.
 test: install
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 demo: install
 	$(BIN)/hilander demo

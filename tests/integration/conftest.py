@@ -16,6 +16,7 @@ from typing import Any
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process less for each fit; test_ray_jobs has it
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,12 @@ def local_ray() -> None:
             logging_level=logging.ERROR,
             object_store_memory=512 * 2**20,
         )
+
+
+@pytest.fixture(scope="module")
+def ray_address(local_ray: None) -> str:
+    """Of the same Ray, for RAY_ADDRESS of a process that would start one of its own."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 @pytest.fixture(scope="session", autouse=True)

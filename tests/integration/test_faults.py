@@ -3,11 +3,15 @@
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,7 +21,9 @@ from tests.integration.conftest import hilander, make_weights, result_bytes, wri
 from tests.integration.s3_server import s3_server
 
 ROWS, DIM, SHARDS = 12_000, 64, 4
-OUTAGE_S = 30
+OUTAGE_S, TRIES = 5, 8
+"""The server is away for so long, and until it was asked so often."""
+HALF_A_MINUTE = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,42 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_run_goes_on_when_there_is_
         assert result_bytes(disk / "run") == expected
 
 
-def test_a_run_waits_for_an_s3_server_that_is_away_for_half_a_minute(
+@contextlib.contextmanager
+def nobody_at(endpoint: str) -> Iterator[list[float]]:
+    """Close every connection to an address; yields the times of them."""
+    asked: list[float] = []
+    place = urlsplit(endpoint)
+    with socket.create_server((place.hostname or "", place.port or 0)) as listener:
+
+        def turn_away() -> None:
+            with contextlib.suppress(OSError):  # the listener was closed
+                while True:
+                    listener.accept()[0].close()
+                    asked.append(time.monotonic())
+
+        threading.Thread(target=turn_away, daemon=True).start()
+        try:
+            yield asked
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # ends the waiting for the next one
+
+
+def test_an_outage_of_half_a_minute_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def answer() -> bytes:
+        if now[0] < HALF_A_MINUTE:
+            raise ConnectionError("there is nobody")
+        return b"here"
+
+    monkeypatch.setattr(sys.modules[Storage.__module__], "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    assert Storage(str(tmp_path))._run("x", answer) == b"here"
+
+
+def test_a_run_waits_for_an_s3_server_that_is_away(
     job: tuple[Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, expected = job
@@ -95,9 +136,12 @@ def test_a_run_waits_for_an_s3_server_that_is_away_for_half_a_minute(
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         server.stop()
-        assert process.poll() is None
-        time.sleep(OUTAGE_S)
-        assert process.poll() is None
+        time.sleep(OUTAGE_S / 2)
+        with nobody_at(server.endpoint) as asked:
+            time.sleep(OUTAGE_S / 2)
+            while len(asked) < TRIES:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.1)
         server.start()
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err

@@ -1,4 +1,7 @@
-"""Every command of the README is run here as it stands there, but for placeholders and smaller training."""
+"""Every command of the README is run here as it stands there, but for placeholders and smaller training.
+
+``make demo`` starts a Ray of its own, as all of them do for a user; the others find the tests' one by RAY_ADDRESS.
+"""
 
 import os
 import re
@@ -33,8 +36,9 @@ def one(start: str) -> str:
     return found[0]
 
 
-def run(command: str, where: Path) -> str:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def run(command: str, where: Path, ray_address: str = "local") -> str:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "RAY_ADDRESS": ray_address}
     done = subprocess.run(
         command, shell=True, cwd=where, env=environment, capture_output=True, text=True, check=False, timeout=280
     )
@@ -85,26 +89,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def test_cluster_evaluate(data: Path) -> None:
-    run(one("hilander cluster --input embeddings.parquet --output clusters"), data)
+def test_cluster_evaluate(data: Path, ray_address: str) -> None:
+    run(one("hilander cluster --input embeddings.parquet --output clusters"), data, ray_address)
     table = run(one("hilander evaluate"), data)
     assert "300 labelled items scored" in table
 
 
-def test_tune(data: Path) -> None:
+def test_tune(data: Path, ray_address: str) -> None:
     labels = pq.read_table(data / "embeddings.parquet", columns=["id", "label"])
     pq.write_table(labels.slice(0, 200), data / "labels.parquet")
-    assert "(200 items of 12 classes)" in run(one("hilander tune"), data)
+    assert "(200 items of 12 classes)" in run(one("hilander tune"), data, ray_address)
 
 
-def test_train_and_cluster(data: Path) -> None:
-    run(f"{one('hilander train')} {SMALL}", data)
-    run(one("hilander cluster --input embeddings.parquet --model model"), data)
+def test_train_and_cluster(data: Path, ray_address: str) -> None:
+    run(f"{one('hilander train')} {SMALL}", data, ray_address)
+    run(one("hilander cluster --input embeddings.parquet --model model"), data, ray_address)
     assert (data / "clusters-of-model" / "_SUCCESS").exists()
 
 
-def test_graph(data: Path) -> None:
-    run(one("hilander graph"), data)
+def test_graph(data: Path, ray_address: str) -> None:
+    run(one("hilander graph"), data, ray_address)
     table = pq.read_table(data / "graph" / "graph")
     assert table["id"].to_pylist() == list(range(300))
     assert {len(ids) for ids in table["neighbor_ids"].to_pylist()} == {9}

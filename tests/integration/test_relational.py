@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import threading
 import time
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ import ray
 import torch
 
 from hilander_dist.cluster.whitening import map_rows
-from hilander_dist.config import Calibration, Config, ModelConfig, TrainConfig, load_config
+from hilander_dist.config import Config, ModelConfig, load_config
 from hilander_dist.errors import ConfigError, InputError, ModelError, StorageError
 from hilander_dist.ingest import normalise_rows
 from hilander_dist.lander import training
 from hilander_dist.lander.checkpoint import load_checkpoint, save_checkpoint
 from hilander_dist.lander.episode_course import EpisodeCourse
 from hilander_dist.lander.relational import RelationalLander
+from hilander_dist.pipeline import train
 from hilander_dist.pipeline.cluster import GENERAL, run_cluster_job
+from hilander_dist.pipeline.meta_training import Episodes, make_course
 from hilander_dist.pipeline.train import run_train_job
 from hilander_dist.pipeline.tune import run_tune_job
 from tests import points
@@ -58,10 +62,26 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def trained(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+def training_job(
+    sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, local_ray: None
+) -> tuple[Path, EpisodeCourse]:
+    """The output of a job that trained on two sets by two workers, and the course that it took."""
     output = tmp_path_factory.mktemp("trained") / "model"
-    run_train_job([str(sets["a"]), str(sets["b"])], str(output), small())
-    return output
+    courses = []
+
+    def keep(episodes: Episodes, config: Config) -> EpisodeCourse:
+        courses.append(make_course(episodes, config))
+        return courses[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_course", keep)
+        run_train_job([str(sets["a"]), str(sets["b"])], str(output), small("train.num_workers=2"))
+    return output, courses[0]
+
+
+@pytest.fixture(scope="module")
+def trained(training_job: tuple[Path, EpisodeCourse]) -> Path:
+    return training_job[0]
 
 
 def scores_of(run: Path) -> dict[str, Any]:
@@ -217,58 +237,42 @@ def test_what_raw_features_cannot_do_is_refused(sets: dict[str, Path], tmp_path:
         run_train_job([str(sets["a"]), str(sets["b"])], str(tmp_path / "raw"), Config())
 
 
-def wait_and_die(course: EpisodeCourse, folder: Path) -> None:
-    """End this process once a checkpoint is registered, the first time."""
-    snapshot, died = folder / "run" / "checkpoint_manager_snapshot.json", folder / "died"
-    while not (snapshot.exists() and "checkpoint_2" in snapshot.read_text()):
-        time.sleep(0.005)
-    try:
-        died.touch(exist_ok=False)
-    except FileExistsError:
-        return
-    os._exit(1)
-
-
+@dataclass(frozen=True)
 class DyingCourse(EpisodeCourse):
-    """One process that trains it ends itself, once."""
+    """The same, but one process that trains it is killed, once, as soon as there is a checkpoint."""
+
+    folder: Path
 
     def open(self) -> EpisodeCourse:
         training.REPORT_EVERY_S = 0.0
-        folder = Path(self.training[0][0]).parents[2]
-        if (folder / "died").exists():
+        if (self.folder / "died").exists():
             assert ray.train.get_checkpoint() is not None
+            (self.folder / "went on").touch()
         else:
-            threading.Thread(target=wait_and_die, args=(self, folder), daemon=True).start()
+            threading.Thread(target=self.wait_and_die, daemon=True).start()
         return self
 
+    def wait_and_die(self) -> None:
+        snapshot = self.folder / "run" / "checkpoint_manager_snapshot.json"
+        while not (snapshot.exists() and "checkpoint_2" in snapshot.read_text()):
+            time.sleep(0.005)
+        try:
+            (self.folder / "died").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
 
-@pytest.mark.timeout(900)
-def test_workers_and_a_death_give_one_curve(sets: dict[str, Path], trained: Path, tmp_path: Path) -> None:
-    import shutil
 
-    from hilander_dist.cluster.local import score_episode
-
-    shutil.copytree(trained / "_work" / "episodes", tmp_path / "episodes")
-    uris = tuple(
-        tuple(sorted(str(file) for file in (tmp_path / "episodes" / domain).glob("training-*")))
-        for domain in ("000", "001")
-    )
-    held = tuple((str(next((tmp_path / "episodes" / domain).glob("validation-*"))),) for domain in ("000", "001"))
-    model = ModelConfig(features="relational", hidden=8)
-    found = {}
-    for name, course, workers in (
-        ("one", EpisodeCourse, 1),
-        ("two", EpisodeCourse, 2),
-        ("dying", DyingCourse, 2),
-    ):
-        train = TrainConfig(epochs=4, lr=0.003, num_workers=workers)
-        where = tmp_path if name == "dying" else tmp_path / name
-        found[name] = training.fit(course(uris, held, model, train, 5, Calibration(), score_episode), str(where), "run")
-    assert (tmp_path / "died").exists()
-    assert found["dying"] == found["two"]
-    np.testing.assert_allclose(found["two"].loss_E, found["one"].loss_E, rtol=1e-3)
-    for one, other in zip(found["one"].history, found["two"].history, strict=True):
-        assert other["pairwise_f"] == pytest.approx(one["pairwise_f"], abs=0.005)
+def test_a_training_of_which_a_worker_is_killed_ends_in_the_same_bytes(
+    training_job: tuple[Path, EpisodeCourse], tmp_path: Path
+) -> None:
+    trained, course = training_job
+    given = {field.name: getattr(course, field.name) for field in fields(course)}
+    found = training.fit(DyingCourse(**given, folder=tmp_path), str(tmp_path), "run")
+    assert (tmp_path / "went on").exists()
+    assert found.history == [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    (undisturbed,) = (trained / "_work" / "train").rglob(f"checkpoint_*/{training.BEST_FILE}")
+    assert found.checkpoint == undisturbed.read_bytes()
 
 
 def test_official_weights_have_raw_features(trained: Path) -> None:

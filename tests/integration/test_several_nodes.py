@@ -1,4 +1,4 @@
-"""Three Ray nodes on one machine: the same bytes as on one, also when nodes are killed during the run.
+"""Three Ray nodes on one machine: the same bytes as on one, by either kind of model, also when nodes are killed during the run.
 
 Run as a script, in a process of its own beside the session's Ray, this file is the job on such a cluster.
 """
@@ -23,8 +23,14 @@ from tests.integration.conftest import is_busy_worker, make_weights, result_byte
 
 NODES = 3
 SHARDS = 5
-DEATHS = {"layout": ("nodes", 1), "forward": ("graph", SHARDS), "collapse": ("scores", SHARDS)}
-"""Runs in which a node is killed: once level 0 has so many blocks of a kind, which is when that stage begins."""
+LAYOUT, SCORES, CLUSTERS = ("nodes", 1), ("graph", SHARDS), ("relations", SHARDS)
+"""Level 0 has so many blocks of a kind when these stages begin."""
+RUNS = {
+    "undisturbed": ("general", []),
+    "one death": ("raw", [SCORES]),
+    "two deaths": ("general", [LAYOUT, CLUSTERS]),
+}
+"""The model of each run, and when nodes are killed."""
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 128 * 2**20
 FAST_DETECTION = {
@@ -45,8 +51,9 @@ def test_several_nodes_and_their_deaths_give_the_bytes_of_one_node(
         write_points(tmp_path / "in" / f"{part}.parquet", x_ND[rows], ids=list(range(2700))[rows])
     _, weights = make_weights(tmp_path / "model.pth", 0, 64)
     (tmp_path / "tau").write_text(str(oracle.middle_tau(x_ND[:1000], weights, 10)))
-    run_job(tmp_path, "one node")
-    expected = result_bytes(tmp_path / "one node")
+    for model in ("raw", "general"):
+        run_job(tmp_path, model, model)
+    expected = {model: result_bytes(tmp_path / model) for model in ("raw", "general")}
     for name, value in FAST_DETECTION.items():
         monkeypatch.setenv(name, value)
 
@@ -56,44 +63,49 @@ def test_several_nodes_and_their_deaths_give_the_bytes_of_one_node(
     assert done.returncode == 0, done.stderr
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["busy"] == list(range(NODES))
-    assert result_bytes(tmp_path / "three nodes") == expected
-    for death in DEATHS:
-        assert not said[death]["alive"]
-        assert said[death]["finished"] == ["ingest.json", "plan.json"]
-        assert result_bytes(tmp_path / death) == expected
+    for run, (model, deaths) in RUNS.items():
+        assert len(said[run]) == len(deaths)
+        for death in said[run]:
+            assert not death["alive"]
+            assert {"ingest.json", "level-0.json"} & set(death["finished"]) == {"ingest.json"}
+        assert result_bytes(tmp_path / run) == expected[model]
 
 
-def run_job(folder: Path, output: str) -> None:
-    """The job, on the Ray that this process is connected to."""
-    config = Config(tau=float((folder / "tau").read_text()), num_shards=SHARDS, model=ModelConfig(hidden=16))
-    run_cluster_job(str(folder / "in"), str(folder / "model.pth"), str(folder / output), config)
+def run_job(folder: Path, model: str, output: str) -> None:
+    """The job with raw weights or with the general checkpoint, on the Ray that this process is connected to."""
+    weights, config = None, Config(num_shards=SHARDS)
+    if model == "raw":
+        tau = float((folder / "tau").read_text())
+        weights, config = str(folder / "model.pth"), Config(tau=tau, num_shards=SHARDS, model=ModelConfig(hidden=16))
+    run_cluster_job(str(folder / "in"), weights, str(folder / output), config)
 
 
 def main(folder: Path) -> None:
-    """Run the job on a cluster of three nodes, then again while nodes are killed; write what happened to said.json."""
+    """Run the job on a cluster of three nodes, undisturbed and while nodes are killed; write what happened to said.json."""
     head = {"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(NODES - 1):
         cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     nodes = [cluster.head_node, *cluster.worker_nodes]
     ray.init(address=cluster.address, log_to_driver=False)
-    raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes]
+    raylets = [_raylet(node) for node in nodes]
     busy: set[int] = set()
-    threading.Thread(target=_watch, args=(raylets, busy), daemon=True).start()
-    run_job(folder, "three nodes")
-
-    said: dict[str, Any] = {"busy": sorted(busy)}
-    victim = raylets[-1]
-    for death, (kind, count) in DEATHS.items():
-        finished: list[str] = []
-        killer = threading.Thread(target=_kill, args=(victim, folder / death / "_work", kind, count, finished))
+    threading.Thread(target=_watch, args=([*raylets], busy), daemon=True).start()
+    said: dict[str, Any] = {"busy": []}
+    for run, (model, deaths) in RUNS.items():
+        while len(raylets) < NODES:
+            raylets.append(_raylet(cluster.add_node(num_cpus=1, object_store_memory=MEMORY)))
+        victims = [raylets.pop() for _ in deaths]
+        finished: list[list[str]] = []
+        killer = threading.Thread(target=_kill, args=(victims, folder / run / "_work", deaths, finished))
         killer.start()
-        run_job(folder, death)
+        run_job(folder, model, run)
         killer.join(30)
-        alive = victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE
-        said[death] = {"alive": alive, "finished": sorted(finished)}
-        spare = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
-        victim = psutil.Process(spare.all_processes["raylet"][0].process.pid)
+        said[run] = [
+            {"alive": victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE, "finished": markers}
+            for victim, markers in zip(victims, finished, strict=True)
+        ]
+        said["busy"] = said["busy"] or sorted(busy)  # in the first run, of three nodes
     (folder / "said.json").write_text(json.dumps(said))
     ray.shutdown()
     cluster.shutdown()  # type: ignore[no-untyped-call]
@@ -106,12 +118,17 @@ def _watch(raylets: list[psutil.Process], busy: set[int]) -> None:
         time.sleep(0.005)
 
 
-def _kill(raylet: psutil.Process, work: Path, kind: str, count: int, seen: list[str]) -> None:
-    """SIGKILL a node once level 0 has so many blocks of a kind; note the stages that were finished then."""
-    while len(list((work / "level-0").glob(f"{kind}-*"))) < count and not (work.parent / "_SUCCESS").exists():
-        time.sleep(0.001)
-    raylet.kill()
-    seen.extend(file.name for file in (work / "markers").iterdir())
+def _kill(victims: list[psutil.Process], work: Path, deaths: list[tuple[str, int]], seen: list[list[str]]) -> None:
+    """SIGKILL nodes, each once level 0 has so many blocks of a kind; note the stages that were finished then."""
+    for raylet, (kind, count) in zip(victims, deaths, strict=True):
+        while len(list((work / "level-0").glob(f"{kind}-*"))) < count and not (work.parent / "_SUCCESS").exists():
+            time.sleep(0.001)
+        raylet.kill()
+        seen.append(sorted(file.name for file in (work / "markers").iterdir()))
+
+
+def _raylet(node: Any) -> psutil.Process:
+    return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
 
 def _is_busy(raylet: psutil.Process) -> bool:

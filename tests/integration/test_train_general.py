@@ -1,5 +1,6 @@
 """The job that makes the general checkpoint, on small sets in the shape of the open ones."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,23 +32,33 @@ def write_sets(folder: Path) -> None:
     np.savez(folder / "omniglot_28.npz", images=images, label=label_N, split=split_N, alphabet=alphabet_N)
 
 
-def train(data: Path, output: Path) -> "subprocess.CompletedProcess[str]":
+def train(data: Path, output: Path, ray_address: str) -> "subprocess.CompletedProcess[str]":
     options = [part for option in OPTIONS for part in ("--set", option)]
     command = [sys.executable, "-m", "jobs.train_general", "--data", str(data), "--output", str(output), *options]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+    env = os.environ | {"RAY_ADDRESS": ray_address}
+    return subprocess.run(command, env=env, check=False, capture_output=True, text=True)
 
 
-def test_the_same_command_goes_on_with_a_run_that_was_killed(tmp_path: Path) -> None:
+def checkpoints(output: Path) -> dict[Path, int]:
+    """The files of the network's training, by the time of their writing."""
+    found = (output / "_work" / "train").rglob("checkpoint_*/*")
+    return {file: file.stat().st_mtime_ns for file in found}
+
+
+def test_the_same_command_goes_on_with_a_run_that_was_killed(tmp_path: Path, ray_address: str) -> None:
     write_sets(tmp_path)
     output = tmp_path / "model"
-    done = train(tmp_path, output)
+    done = train(tmp_path, output, ray_address)
     assert done.returncode == 0, done.stderr
     made = (output / "model.safetensors").read_bytes()
     model = load_checkpoint(made, "model", ModelConfig())
     assert model.dim is None
-    # As if it had been killed at the end of training.
+    # As if it had been killed at the end of training, which is not begun again.
+    trained = checkpoints(output)
+    assert trained
     (output / "_SUCCESS").unlink()
     (output / "model.safetensors").unlink()
-    again = train(tmp_path, output)
+    again = train(tmp_path, output, ray_address)
     assert again.returncode == 0, again.stderr
     assert (output / "model.safetensors").read_bytes() == made
+    assert checkpoints(output) == trained

@@ -1,4 +1,5 @@
 import datetime
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,9 @@ import torch
 
 from hilander_dist.config import Calibration, ModelConfig, TrainConfig
 from hilander_dist.lander.episode_course import AVERAGED, EpisodeCourse, read_episode
-from hilander_dist.lander.episodes import Block, Plan, build_episode
+from hilander_dist.lander.episodes import Block
 from hilander_dist.lander.relational import RelationalLander
-from hilander_dist.storage import Storage
-from tests.points import clustered
+from tests.unit.lander.episodes import write_episodes
 
 CPU = torch.device("cpu")
 
@@ -22,13 +22,7 @@ def constant_score(model: RelationalLander, episode: Block, calibration: Calibra
 
 @pytest.fixture
 def course(tmp_path: Path) -> EpisodeCourse:
-    uris = []
-    for number in range(5):
-        x_ND, label_N = clustered(number, 60 + number, 8, 6)
-        plan = Plan(number, 6, np.zeros(0, int), np.zeros(0), 0.0, 1.0)
-        episode = build_episode(x_ND, label_N, plan, np.random.default_rng(number))
-        Storage(str(tmp_path)).write_block(f"{number}.safetensors", episode)
-        uris.append(str(tmp_path / f"{number}.safetensors"))
+    uris = write_episodes(tmp_path)
     model = ModelConfig(features="relational", hidden=8)
     return EpisodeCourse(
         (tuple(uris[:3]), tuple(uris[3:])),
@@ -81,7 +75,11 @@ def train_as_worker(rank: int, workers: int, course: EpisodeCourse, folder: str)
 
 
 def test_more_workers_than_episodes_of_a_step_train_together(course: EpisodeCourse, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(train_as_worker, (3, course, str(tmp_path)), nprocs=3)  # type: ignore[attr-defined, no-untyped-call]
+    # Forked from a process that has imported this module: three of their own would take three times as long to start.
+    multiprocessing.set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
+        train_as_worker, (3, course, str(tmp_path)), nprocs=3, start_method="forkserver"
+    )
     alone = train_three_steps(course, course.new_model(), 0, 1)
     for rank in range(3):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), alone, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""How a failed training ends; training itself is in tests/integration/test_training.py."""
+"""Training by one worker that is killed and goes on, and how a failed training ends; workers of Ray are in tests/integration."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,65 @@ import torch
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from hilander_dist.config import ModelConfig, TrainConfig
-from hilander_dist.errors import ClusterError
-from hilander_dist.lander import training
+from hilander_dist.config import Calibration, ModelConfig, TrainConfig
+from hilander_dist.errors import ClusterError, ConfigError
+from hilander_dist.lander import episode_course, training
+from hilander_dist.lander.episode_course import EpisodeCourse
+from hilander_dist.lander.episodes import Block
 from hilander_dist.lander.level_course import LevelCourse
 from hilander_dist.lander.level_graphs import LevelGraph
+from hilander_dist.lander.relational import RelationalLander
+from tests.unit.lander.alone import KilledError, train_alone
+from tests.unit.lander.episodes import write_episodes
+from tests.unit.lander.graphs import load_two_levels
+
+RAW = ModelConfig(hidden=16)
 
 
 def load_nothing(uris: list[str]) -> list[LevelGraph]:
-    return []
+    raise AssertionError("nothing is to be trained")
+
+
+def always_half(model: RelationalLander, episode: Block, calibration: Calibration) -> tuple[float, float]:
+    return 0.5, 0.5
+
+
+def raw_course(**changed: Any) -> LevelCourse:
+    train = TrainConfig(epochs=6, batch_size=64, lr=0.05).model_copy(update=changed)
+    return LevelCourse(load_two_levels, [], 8, RAW, train, 5)
+
+
+def relational_course(folder: Path) -> EpisodeCourse:
+    """Of two sets: with the mean of the weights from the middle on, of which the fourth epoch's is the first to be kept as the best."""
+    uris = write_episodes(folder)
+    model, train = ModelConfig(features="relational", hidden=8), TrainConfig(epochs=5)
+    sets = (tuple(uris[:2]), tuple(uris[2:4])), ((uris[4],), (uris[0],))
+    return EpisodeCourse(*sets, model, train, 7, Calibration(), always_half)
+
+
+@pytest.mark.parametrize("features", ["raw", "relational"])
+def test_a_training_killed_after_every_epoch_ends_in_the_same_bytes(
+    features: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episode_course, "STEPS_OF_SEVERAL", 12)
+    course = raw_course() if features == "raw" else relational_course(tmp_path)
+    undisturbed = train_alone(course, tmp_path / "undisturbed")
+    assert len(undisturbed.history) == course.train.epochs
+    for _ in range(course.train.epochs - 1):
+        with pytest.raises(KilledError):
+            train_alone(course, tmp_path / "killed", reports=1)
+    assert train_alone(course, tmp_path / "killed") == undisturbed
+
+
+def test_a_finished_training_loads_nothing(tmp_path: Path) -> None:
+    finished = train_alone(raw_course(), tmp_path)
+    again = LevelCourse(load_nothing, [], 8, RAW, raw_course().train, 5)
+    assert train_alone(again, tmp_path) == finished
+
+
+def test_a_loss_that_explodes_names_the_option(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lower train\.lr"):
+        train_alone(raw_course(lr=1e20), tmp_path)
 
 
 def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
@@ -31,6 +81,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> No
             raise error
 
     monkeypatch.setattr(training, "TorchTrainer", FailingTrainer)
+    monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     training.fit(LevelCourse(load_nothing, [], 8, ModelConfig(), TrainConfig(), 0), str(tmp_path), "run")
 
@@ -52,6 +103,7 @@ def test_failures_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 
 
 def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
     config = TrainConfig(num_workers=2, use_gpu=True)
     with pytest.raises(ClusterError, match=r"train\.num_workers=2: the cluster has 1 GPUs"):
