@@ -7,6 +7,7 @@ line says which), 1 anything else. Options come from defaults, then ``--config``
 import json
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Annotated
 
 import typer
 
+from hilander_dist import __version__
 from hilander_dist.config import Config, config_schema, config_yaml, load_config
-from hilander_dist.errors import HilanderError
+from hilander_dist.errors import HilanderError, redact
 from hilander_dist.monitor.log import configure_log
 
 app = typer.Typer(
@@ -25,7 +27,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Input = Annotated[str, typer.Option("--input", help="Parquet file, directory or glob, or .npy; local or s3://")]
+Inputs = Annotated[
+    list[str],
+    typer.Option("--input", help="Parquet file, directory or quoted glob, or .npy; local or s3://; repeatable"),
+]
+PATHS = ("--input", "--labels", "--assignments")
+"""Options behind which a shell may put many files, where it meets an unquoted glob."""
+
 Output = Annotated[str, typer.Option("--output", help="directory for the result; local or s3://")]
 Model = Annotated[
     str | None,
@@ -45,7 +53,7 @@ Shards = Annotated[int | None, typer.Option("--num-shards", help="shards of leve
 @app.command()
 def train(
     input_uris: Annotated[
-        list[str], typer.Option("--input", help="as of `cluster`, with labels; several with relational features")
+        list[str], typer.Option("--input", help="as of `cluster`, with labels; repeatable with relational features")
     ],
     output_uri: Output,
     config_file: ConfigFile = None,
@@ -62,8 +70,7 @@ def train(
     with _reported(debug):
         flags = {"train.epochs": epochs, "train.num_workers": num_workers, "seed": seed, "num_shards": num_shards}
         config = load_config(config_file, overrides or (), flags)
-        for input_uri in input_uris:
-            _check_locations(input_uri, output_uri)
+        _check_locations(input_uris, output_uri)
         from hilander_dist.pipeline.train import run_train_job
 
         run_train_job(input_uris, output_uri, config, address, debug, restart)
@@ -71,7 +78,7 @@ def train(
 
 @app.command()
 def cluster(
-    input_uri: Input,
+    input_uris: Inputs,
     output_uri: Output,
     model_uri: Model = None,
     config_file: ConfigFile = None,
@@ -97,16 +104,18 @@ def cluster(
             "num_shards": num_shards,
         }
         config = load_config(config_file, overrides or (), flags)
-        _check_locations(input_uri, output_uri, model_uri)
+        _check_locations(input_uris, output_uri, model_uri)
         from hilander_dist.pipeline.cluster import run_cluster_job
 
-        run_cluster_job(input_uri, model_uri, output_uri, config, address, debug, restart)
+        run_cluster_job(input_uris, model_uri, output_uri, config, address, debug, restart)
 
 
 @app.command()
 def tune(
-    input_uri: Input,
-    labels_uri: Annotated[str, typer.Option("--labels", help="Parquet with columns id and label of some of the items")],
+    input_uris: Inputs,
+    labels_uri: Annotated[
+        str, typer.Option("--labels", help="Parquet with the columns of ids and labels, of some items")
+    ],
     output_uri: Output,
     model_uri: Model = None,
     config_file: ConfigFile = None,
@@ -121,13 +130,13 @@ def tune(
     """Choose tau by a few hundred labelled items; writes model.safetensors and the F to expect (metrics.json)."""
     with _reported(debug):
         config = load_config(config_file, overrides or (), {"k": k, "seed": seed, "num_shards": num_shards})
-        _check_locations(input_uri, output_uri, model_uri)
+        _check_locations(input_uris, output_uri, model_uri)
         from hilander_dist.storage import check_reachable
 
         check_reachable(labels_uri)
         from hilander_dist.pipeline.tune import run_tune_job
 
-        tuning = run_tune_job(input_uri, labels_uri, model_uri, output_uri, config, address, debug, restart)["tuning"]
+        tuning = run_tune_job(input_uris, labels_uri, model_uri, output_uri, config, address, debug, restart)["tuning"]
         typer.echo(
             f"tau {tuning['tau']}: expect a pairwise F of {tuning['expected_pairwise_f']} and a BCubed F of"
             f" {tuning['expected_bcubed_f']} ({tuning['labelled']} items of {tuning['classes']} classes)"
@@ -136,7 +145,7 @@ def tune(
 
 @app.command()
 def graph(
-    input_uri: Input,
+    input_uris: Inputs,
     output_uri: Output,
     config_file: ConfigFile = None,
     overrides: Overrides = None,
@@ -152,21 +161,24 @@ def graph(
     with _reported(debug):
         flags = {"k": k, "target_recall": target_recall, "seed": seed, "num_shards": num_shards}
         config = load_config(config_file, overrides or (), flags)
-        _check_locations(input_uri, output_uri)
+        _check_locations(input_uris, output_uri)
         from hilander_dist.pipeline.graph import run_graph_job
 
-        run_graph_job(input_uri, output_uri, config, address, debug, restart)
+        run_graph_job(input_uris, output_uri, config, address, debug, restart)
 
 
 @app.command()
 def evaluate(
     assignments_uri: Annotated[str, typer.Option("--assignments", help="output directory of `cluster`, or its files")],
-    labels_uri: Annotated[str, typer.Option("--labels", help="Parquet with columns id and label")],
+    labels_uri: Annotated[str, typer.Option("--labels", help="Parquet with the columns of ids and labels")],
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
     debug: Debug = False,
 ) -> None:
     """Score clusters against labels: pairwise, BCubed and NMI, final and per level."""
     with _reported(debug):
+        config = load_config(config_file, overrides or ())
         from hilander_dist.storage import check_reachable
 
         check_reachable(assignments_uri)
@@ -174,7 +186,7 @@ def evaluate(
         from hilander_dist.evaluate import format_scores
         from hilander_dist.pipeline.evaluate import evaluate_uris
 
-        result = evaluate_uris(assignments_uri, labels_uri)
+        result = evaluate_uris(assignments_uri, labels_uri, config.input)
         typer.echo(json.dumps(result) if as_json else format_scores(result))
 
 
@@ -209,14 +221,41 @@ def demo(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends the process with the command's exit code."""
-    app(args=None if argv is None else list(argv))
+    given = sys.argv[1:] if argv is None else list(argv)
+    for option, first, second in zip(given, given[1:], given[2:], strict=False):
+        if option in PATHS and not second.startswith("-"):
+            typer.echo(
+                f"error: {second}: one path too many behind {option} {first}: quote a glob, {option} '*.parquet', or repeat "
+                f"{option}",
+                err=True,
+            )
+            raise SystemExit(2)
+    app(args=given)
 
 
-def _check_locations(input_uri: str, output_uri: str, model_uri: str | None = None) -> None:
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hilander_dist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+def _check_locations(input_uris: Sequence[str], output_uri: str, model_uri: str | None = None) -> None:
     """Find a wrong key or a server that is down before the imports of torch and Ray, which take 3 s of a core."""
+    from hilander_dist.source.files import refuse_overlap
     from hilander_dist.storage import Storage, check_reachable, check_readable
 
-    check_readable(input_uri)
+    for uri in input_uris:
+        check_readable(uri)
+    refuse_overlap(input_uris, output_uri)
     if model_uri is not None:
         check_reachable(model_uri)
     Storage(output_uri).check_writable()
@@ -224,15 +263,17 @@ def _check_locations(input_uri: str, output_uri: str, model_uri: str | None = No
 
 @contextmanager
 def _reported(debug: bool) -> Iterator[None]:
-    """Turn errors into one line and an exit code; with ``debug`` into a traceback."""
+    """Turn errors into one line and an exit code; with ``debug`` into a traceback before it."""
     configure_log(debug)
     try:
         yield
+    except typer.Exit:
+        raise
     except Exception as error:
-        if debug:
-            raise
         sys.stdout.flush()
-        text = " ".join(str(error).split())
+        if debug:
+            typer.echo(redact(traceback.format_exc()), err=True)
+        text = redact(" ".join(str(error).split()))
         if isinstance(error, HilanderError):
             typer.echo(f"error: {text}", err=True)
             raise typer.Exit(error.exit_code) from None

@@ -185,6 +185,13 @@ class TrainConfig(_Options):
         return self
 
 
+class ClusterConfig(_Options):
+    """The Ray cluster that a run has; its result does not depend on it."""
+
+    wait_s: float = Field(default=600, ge=0)
+    """How long a job waits, in seconds, for nodes that it needs and that are not there: the autoscaler is asked for them."""
+
+
 class Config(_Options):
     """All options of a run. The first ones are those that people meet first."""
 
@@ -230,6 +237,9 @@ class Config(_Options):
 
     train: TrainConfig = TrainConfig()
     """Meta-training."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    """The Ray cluster."""
 
     @model_validator(mode="before")
     @classmethod

@@ -13,6 +13,13 @@ Every message is one line that names the file, row or key at fault and says what
 A broken invariant of our own is an ``assert``, never one of these.
 """
 
+import re
+
+
+def redact(text: str) -> str:
+    """The text without user and password in the URLs that it names."""
+    return re.sub(r"(\w://)[^/@\s'\"]+@", r"\1***@", text)
+
 
 class HilanderError(Exception):
     """Base of every error that hilander_dist raises on purpose."""

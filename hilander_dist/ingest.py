@@ -6,8 +6,6 @@ id's hash: the first row with an id stays. A row's *id* inside the program is it
 """
 
 import functools
-import logging
-import pickle
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +14,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
-from hilander_dist.errors import HilanderError, InputError
-from hilander_dist.exchange import shuffle, unpack
+from hilander_dist.errors import InputError
+from hilander_dist.exchange import as_list, shuffle, unpack
 from hilander_dist.monitor.log import logger
 from hilander_dist.run import Run
-from hilander_dist.source import Source, Unit, read_unit
+from hilander_dist.source import Layout, Source, Unit, read_unit
 from hilander_dist.storage import Storage
-from hilander_dist.tasks import Block, Loader, Ref, Tasks, pin_threads, unwrapped_errors
+from hilander_dist.tasks import Block, Loader, Ref, Tasks
 
 IDS_PER_HASH_TASK = 4_194_304
 """Ids that one task compares for duplicates: about 1 GiB with string ids of 100 bytes."""
@@ -56,14 +53,13 @@ class Ingested:
     """The distinct labels in ascending order, a pyarrow array; class_N indexes it."""
 
 
-def ingest(tasks: Tasks, run: Run, source: Source, need_label: bool, vectors: str = "float32") -> Ingested:
+def ingest(tasks: Tasks, run: Run, source: Source, vectors: str = "float32") -> Ingested:
     """Read and validate every row of the input.
 
     Args:
         tasks: where to run.
         run: the run directory; blocks go to its work area and bad rows to ``bad_rows/``.
         source: the input.
-        need_label: rows without a label are bad rows.
         vectors: the type in which unit rows are kept, ``float32`` or ``float16``.
 
     Raises:
@@ -71,7 +67,7 @@ def ingest(tasks: Tasks, run: Run, source: Source, need_label: bool, vectors: st
     """
     counts = run.marker("ingest")
     if counts is None:
-        unit_counts = _read_units(tasks, run, source, need_label, vectors)
+        unit_counts = _read_units(tasks, run, source, vectors)
         duplicates = _find_duplicates(tasks, run, source)
         bad = Counter(duplicates)
         for unit in unit_counts:
@@ -112,10 +108,10 @@ def load_ids(work: Storage, unit: int, columns: list[str]) -> pa.Table:
     return work.read_table(_ids_path(unit), columns)
 
 
-def serve_ids(work: Storage, unit_starts: tuple[int, ...], unit: int, rows: np.ndarray) -> pa.Array:
+def serve_ids(work: Storage, unit: Unit, rows: np.ndarray) -> pa.Array:
     """The user's ids of rows of a unit, counted from its first one: the ``serve`` of ``exchange.fetch_rows``."""
-    ids = load_ids(work, unit, ["row", "id"])
-    at = np.searchsorted(ids["row"].to_numpy(), rows + unit_starts[unit])
+    ids = load_ids(work, unit.index, ["row", "id"])
+    at = np.searchsorted(ids["row"].to_numpy(), rows + unit.first_row)
     return ids["id"].combine_chunks().take(pa.array(at))
 
 
@@ -135,18 +131,19 @@ def normalise_rows(x_ND: np.ndarray) -> np.ndarray:
     return np.asarray(wide / length_N[:, None], dtype=np.float32)
 
 
-def split_bad_rows(table: pa.Table, dim: int, need_label: bool) -> tuple[np.ndarray, np.ndarray]:
+def split_bad_rows(table: pa.Table, fault_N: np.ndarray, dim: int, need_label: bool) -> tuple[np.ndarray, np.ndarray]:
     """Tell the rows of a unit apart.
 
     Args:
         table: columns id, embedding and perhaps label.
+        fault_N: why a row is bad already, "" where it is not (``source.read_unit``).
         dim: the number of dimensions that a row must have.
         need_label: whether a null label makes a row bad.
 
     Returns:
         ``reason_N`` (object: "" for a good row, else why it is bad) and the good rows as ``x_MD`` float32 unit rows.
     """
-    reason_N = np.full(len(table), "", dtype=object)
+    reason_N = fault_N.copy()
 
     def mark(bad_N: np.ndarray, why: str) -> None:
         reason_N[bad_N & (reason_N == "")] = why
@@ -167,27 +164,23 @@ def split_bad_rows(table: pa.Table, dim: int, need_label: bool) -> tuple[np.ndar
     return reason_N, normalise_rows(raw_MD[finite_M & nonzero_M])
 
 
-def ingest_unit(
-    unit: Unit, source: Source, work: Storage, output: Storage, need_label: bool, vectors: str = "float32"
-) -> dict[str, int]:
+def ingest_unit(layout: Layout, work: Storage, output: Storage, vectors: str, unit: Unit) -> dict[str, int]:
     """Read, validate and save one unit; return the number of bad rows by reason."""
-    table = read_unit(source, unit)
-    reason_N, x_MD = split_bad_rows(table, source.dim, need_label)
+    table, fault_N = read_unit(layout, unit)
+    reason_N, x_MD = split_bad_rows(table, fault_N, layout.dim, layout.need_label)
     good_N = reason_N == ""
     row_N = np.arange(unit.first_row, unit.first_row + unit.rows, dtype=np.int64)
     ids = table.drop_columns(["embedding"]).append_column("row", pa.array(row_N)).filter(pa.array(good_N))
     work.write_block(_rows_path(unit.index), {"id_N": row_N[good_N], "x_ND": x_MD.astype(vectors, copy=False)})
     work.write_table(_ids_path(unit.index), ids)
     if not good_N.all():
-        _write_bad_rows(
-            output, "rows", source, unit, table.filter(pa.array(~good_N)), row_N[~good_N], reason_N[~good_N]
-        )
+        _write_bad_rows(output, "rows", unit, table.filter(pa.array(~good_N)), row_N[~good_N], reason_N[~good_N])
     bad = dict(Counter(reason_N[~good_N].tolist()))
     work.write_json(_done_path(unit.index), bad)
     return bad
 
 
-def _read_units(tasks: Tasks, run: Run, source: Source, need_label: bool, vectors: str) -> list[dict[str, int]]:
+def _read_units(tasks: Tasks, run: Run, source: Source, vectors: str) -> list[dict[str, int]]:
     """Stream the units through ``ingest_unit``; what returns to the driver is a few counts per unit."""
     done = {
         unit.index: run.work.read_json(_done_path(unit.index))
@@ -195,42 +188,30 @@ def _read_units(tasks: Tasks, run: Run, source: Source, need_label: bool, vector
         if _done_path(unit.index) in run.saved
     }
     todo = [unit for unit in source.units if unit.index not in done]
-
-    def ingest_row(row: dict[str, Any]) -> dict[str, Any]:
-        pin_threads()
-        outcome: dict[str, int] | HilanderError
-        try:
-            outcome = ingest_unit(source.units[row["item"]], source, run.work, run.output, need_label, vectors)
-        except HilanderError as error:  # Ray Data would bring its traceback to the driver as text, without the error.
-            outcome = error
-        return {"unit": row["item"], "outcome": pickle.dumps(outcome)}
-
-    if todo:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        items = ray.data.from_items([unit.index for unit in todo], override_num_blocks=len(todo))
-        with tasks.progress.stage("ingest", len(todo)) as advance, unwrapped_errors():
-            for row in items.map(ingest_row).iter_rows():
-                outcome = pickle.loads(row["outcome"])
-                if isinstance(outcome, HilanderError):
-                    raise outcome
-                done[row["unit"]] = outcome
-                advance(1)
+    read = functools.partial(ingest_unit, source.layout, run.work, run.output, vectors)
+    for at, counts in tasks.stream(read, todo, "ingest"):
+        done[todo[at].index] = counts
     return [done[unit.index] for unit in source.units]
 
 
 def _find_duplicates(tasks: Tasks, run: Run, source: Source) -> dict[str, int]:
     """Quarantine every row whose id an earlier row has; the ids of a .npy file are row numbers and cannot repeat."""
-    if source.units[0].path.endswith(".npy"):
+    if source.units[0].kind == "npy":
         return {}
     receivers = -(-source.rows // IDS_PER_HASH_TASK)
     pieces = [tasks.call(_hash_ids, run.work, unit.index, receivers, returns=receivers) for unit in source.units]
     found = [tasks.call(_repeated_ids, inbox) for inbox in shuffle(pieces, receivers)]
-    saved = [tasks.call(_save_duplicates, run.work, run.output, source, unit, found) for unit in source.units]
-    count = sum(tasks.get(saved))
-    return {DUPLICATE: count} if count else {}
+    # Units without duplicates, as a rule all of them, get no task.
+    index_U = tasks.get(tasks.call(_units_with, found, source.starts))
+    if not len(index_U):
+        return {}
+    units = [source.units[index] for index in index_U.tolist()]
+    split = as_list(tasks.call(_split_by_unit, found, source.starts, index_U, returns=len(units)), len(units))
+    saved = [
+        tasks.call(_save_duplicates, run.work, run.output, unit, row_M)
+        for unit, row_M in zip(units, split, strict=True)
+    ]
+    return {DUPLICATE: sum(tasks.get(saved))}
 
 
 def _hash_ids(work: Storage, unit: int, receivers: int) -> Any:
@@ -246,39 +227,53 @@ def _repeated_ids(inbox: list[pa.Table]) -> np.ndarray:
     return np.asarray(table["row"].to_numpy()[again])
 
 
-def _save_duplicates(work: Storage, output: Storage, source: Source, unit: Unit, found: list[np.ndarray]) -> int:
+def _units_with(found: list[np.ndarray], starts: tuple[int, ...]) -> np.ndarray:
+    """Ascending numbers of the units in which rows stand."""
+    return np.unique(np.searchsorted(starts, np.concatenate(found), side="right") - 1)
+
+
+def _split_by_unit(found: list[np.ndarray], starts: tuple[int, ...], index_U: np.ndarray) -> Any:
+    """Ascending row numbers of each of these units."""
     row_M = np.sort(np.concatenate(found))
-    row_M = row_M[(row_M >= unit.first_row) & (row_M < unit.first_row + unit.rows)]
-    if len(row_M):
-        ids = load_ids(work, unit.index, ["row", "id"])
-        ids = ids.filter(pc.is_in(ids["row"], pa.array(row_M)))
-        _write_bad_rows(output, "duplicates", source, unit, ids, row_M, np.full(len(row_M), DUPLICATE, dtype=object))
-        work.write_block(_duplicates_path(unit.index), {"id_N": row_M})
+    return unpack(np.split(row_M, np.searchsorted(row_M, np.asarray(starts)[index_U[1:]])))
+
+
+def _save_duplicates(work: Storage, output: Storage, unit: Unit, row_M: np.ndarray) -> int:
+    ids = load_ids(work, unit.index, ["row", "id"])
+    ids = ids.filter(pc.is_in(ids["row"], pa.array(row_M)))
+    _write_bad_rows(output, "duplicates", unit, ids, row_M, np.full(len(row_M), DUPLICATE, dtype=object))
+    work.write_block(_duplicates_path(unit.index), {"id_N": row_M})
     return len(row_M)
 
 
 def _write_bad_rows(
-    output: Storage, kind: str, source: Source, unit: Unit, table: pa.Table, row_M: np.ndarray, reason_M: np.ndarray
+    output: Storage, kind: str, unit: Unit, table: pa.Table, row_M: np.ndarray, reason_M: np.ndarray
 ) -> None:
-    in_file = row_M - unit.first_row + unit.row_in_file
     bad = pa.table(
         {
             "id": table["id"],
-            "file": pa.array([f"{source.root.uri}/{unit.path}"] * len(row_M), pa.string()),
-            "row": pa.array(in_file, pa.int64()),
+            **places(unit, row_M),
             "reason": pa.array(reason_M.tolist(), pa.string()),
         }
     )
     output.write_table(f"bad_rows/{kind}-{unit.index:05d}.parquet", bad)
 
 
+def places(unit: Unit, row_M: np.ndarray) -> dict[str, pa.Array]:
+    """Columns file and row, counted in the file, of rows of a unit."""
+    return {
+        "file": pa.array([unit.uri] * len(row_M), pa.string()),
+        "row": pa.array(row_M - unit.first_row + unit.row_in_file, pa.int64()),
+    }
+
+
 def _refuse_many_bad(source: Source, counts: dict[str, Any]) -> None:
     bad = sum(counts["bad"].values())
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts["bad"].items()))
-    if bad > source.columns.max_bad_share * source.rows:
+    if bad > source.layout.columns.max_bad_share * source.rows:
         raise InputError(
             f"{source.uri}: {bad} of {source.rows} rows cannot be used ({reasons}): more than "
-            f"input.max_bad_share = {source.columns.max_bad_share}; see bad_rows/ in the output"
+            f"input.max_bad_share = {source.layout.columns.max_bad_share}; see bad_rows/ in the output"
         )
     if counts["rows"] == 0:
         raise InputError(f"{source.uri}: none of the {source.rows} rows can be used ({reasons})")

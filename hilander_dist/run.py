@@ -2,6 +2,7 @@
 
 manifest.json, assignments/, clusters/, bad_rows/, metrics.json   what the user came for
 inputs/NAME/bad_rows/       of one of several inputs
+_work/lease/                who works on it (lease.py)
 _work/fingerprint.json      what this run depends on; a run with another fingerprint is refused
 _work/markers/NAME.json     a finished stage with its numbers, written after the stage's blocks
 _work/...                   blocks of stages
@@ -17,6 +18,7 @@ from typing import Any, Self
 
 import hilander_dist
 from hilander_dist.errors import OutputError
+from hilander_dist.lease import Lease
 from hilander_dist.storage import Storage
 
 WORK = "_work"
@@ -27,7 +29,10 @@ RESULT_FILES = ("manifest.json", "metrics.json", "metrics.jsonl", "model.safeten
 
 
 class Run:
-    """An output directory owned by one job with one fingerprint."""
+    """An output directory owned by one job with one fingerprint.
+
+    To be used in a ``with``: its lease is renewed there, and given back at the end.
+    """
 
     def __init__(self, output: Storage, fingerprint: Mapping[str, Any], restart: bool = False) -> None:
         """Claim a new output directory, or go on in one that a killed run of the same fingerprint left.
@@ -35,26 +40,34 @@ class Run:
         With ``restart`` a run that is there, complete or not and of any fingerprint, is deleted first; other files stay.
 
         Raises:
-            OutputError: the directory holds a complete run, another run (the key that differs is named), or other files.
+            OutputError: the directory holds a complete run, another run (the key that differs is named), or other files;
+                or another process works on it.
         """
         self.output = output
         self.work = output.child(WORK)
-        found = {info.path for info in output.list()}
-        if restart and found & {FINGERPRINT, SUCCESS}:
-            _discard(output, found)
-            found = set()
-        if SUCCESS in found:
-            raise OutputError(
-                f"{output.uri} holds a complete run: choose another --output, or discard it with --restart"
-            )
-        if FINGERPRINT in found:
-            _refuse_other_run(output, output.read_json(FINGERPRINT), fingerprint)
-            output.sweep()
-        elif found:
-            raise OutputError(f"{output.uri} is not empty ({min(found)}): choose another --output, or delete it")
-        elif not output.put_if_absent(FINGERPRINT, json.dumps(fingerprint, indent=2).encode()):
-            raise OutputError(f"{output.uri} was claimed by another run just now: choose another --output")
+        _refuse_other_files(output, _found(output), fingerprint, restart)
+        self.lease = Lease(self.work, output.uri)
+        try:
+            found = _found(output)
+            _refuse_other_files(output, found, fingerprint, restart)
+            if self.lease.attempt > 1:
+                output.sweep()
+            if restart and found:
+                _discard(output, found)
+                found = set()
+            if FINGERPRINT not in found:
+                output.put(FINGERPRINT, json.dumps(fingerprint, indent=2).encode())
+        except BaseException:
+            self.lease.release()
+            raise
         self.saved = frozenset(path.removeprefix(f"{WORK}/") for path in found if path.startswith(f"{WORK}/"))
+
+    def __enter__(self) -> Self:
+        self.lease.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.lease.__exit__(*error)
 
     def part(self, name: str) -> Self:
         """The same run with files of its own in ``_work/NAME`` and ``inputs/NAME``: for one of several inputs."""
@@ -72,13 +85,24 @@ class Run:
         return numbers
 
     def mark(self, name: str, numbers: Mapping[str, Any]) -> None:
-        """Record that a stage is finished; call after all its blocks are written."""
+        """Record that a stage is finished; call after all its blocks are written.
+
+        Raises:
+            OutputError: another process took the run over.
+        """
+        self.lease.confirm()
         self.work.write_json(f"markers/{name}.json", dict(numbers))
 
     def succeed(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest, then the marker that makes the directory a result."""
+        """Write the manifest, then the marker that makes the directory a result.
+
+        Raises:
+            OutputError: another process took the run over.
+        """
+        self.lease.confirm()
         self.output.sweep()
-        self.output.write_json("manifest.json", dict(manifest))
+        self.output.write_json("manifest.json", {**manifest, "attempt": self.lease.attempt})
+        self.lease.confirm()
         self.output.put(SUCCESS, b"")
 
 
@@ -92,6 +116,22 @@ def code_version() -> str:
     return f"{hilander_dist.__version__}+{digest.hexdigest()[:12]}"
 
 
+def _found(output: Storage) -> set[str]:
+    """The files that are there, but for the leases."""
+    return {info.path for info in output.list() if not info.path.startswith(f"{WORK}/lease/")}
+
+
+def _refuse_other_files(output: Storage, found: set[str], fingerprint: Mapping[str, Any], restart: bool) -> None:
+    if restart and found & {FINGERPRINT, SUCCESS}:
+        return
+    if SUCCESS in found:
+        raise OutputError(f"{output.uri} holds a complete run: choose another --output, or discard it with --restart")
+    if FINGERPRINT in found:
+        _refuse_other_run(output, output.read_json(FINGERPRINT), fingerprint)
+    elif found:
+        raise OutputError(f"{output.uri} is not empty ({min(found)}): choose another --output, or delete it")
+
+
 def _discard(output: Storage, found: set[str]) -> None:
     """Delete a run, also when that is itself interrupted: what is left is never taken for more than it is.
 
@@ -101,9 +141,11 @@ def _discard(output: Storage, found: set[str]) -> None:
     if FINGERPRINT not in found:
         output.write_json(FINGERPRINT, {})
     ours = {path for path in found if path.startswith(RESULTS) or path in RESULT_FILES}
-    first = [SUCCESS, *(path for path in ours if path.startswith(f"{WORK}/markers/"))]
-    for path in [*first, *sorted(ours - {FINGERPRINT, *first}), FINGERPRINT]:
-        output.delete(path)
+    output.delete(SUCCESS)
+    markers = {path for path in ours if path.startswith(f"{WORK}/markers/")}
+    output.delete_all(sorted(markers))
+    output.delete_all(sorted(ours - markers - {FINGERPRINT, SUCCESS}))
+    output.delete(FINGERPRINT)
 
 
 def _refuse_other_run(output: Storage, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

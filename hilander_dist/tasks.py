@@ -8,6 +8,8 @@ bytes), it uses one thread of every numeric library (platform.md: a reused worke
 
 import copy
 import functools
+import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import ray
 from hilander_dist.errors import ClusterError, HilanderError
 from hilander_dist.monitor.progress import Progress
 from hilander_dist.storage import Storage
+from hilander_dist.versions import check_version, job_version, other_package
 
 Block = dict[str, np.ndarray]
 Loader = Callable[[], Block]
@@ -79,11 +82,49 @@ class Tasks:
         shape = [len(arg) if isinstance(arg, list) else -1 for arg in args]
         flat = [item for arg in args for item in (arg if isinstance(arg, list) else [arg])]
         remote = _run.options(num_returns=returns, num_gpus=gpus, memory=self.memory, name=name_of(function))
-        return remote.remote(self.store, save, function, shape, *flat)
+        return remote.remote(job_version(), self.store, save, function, shape, *flat)
+
+    def stream(self, function: Callable[[Any], Any], items: Sequence[Any], stage: str) -> Iterator[tuple[int, Any]]:
+        """Run ``function`` on each of many items, by Ray Data, which has only some in flight at once.
+
+        Args:
+            function: picklable; its results are small.
+            items: picklable.
+            stage: for the progress.
+
+        Yields:
+            An item's index and its result, in the order in which they end.
+        """
+        if not items:
+            return
+        version = job_version()
+
+        def run(row: dict[str, Any]) -> dict[str, Any]:
+            pin_threads()
+            try:
+                check_version(version)
+                outcome = function(pickle.loads(row["item"]))
+            except HilanderError as error:
+                outcome = error  # Ray Data would bring its traceback to the driver as text, without the error.
+            return {"index": row["index"], "outcome": pickle.dumps(outcome)}
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        rows = [{"index": index, "item": pickle.dumps(item)} for index, item in enumerate(items)]
+        data = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run)
+        with self.progress.stage(stage, len(rows)) as advance, unwrapped_errors():
+            for row in data.iter_rows():
+                outcome = pickle.loads(row["outcome"])
+                if isinstance(outcome, HilanderError):
+                    raise outcome
+                advance(1)
+                yield row["index"], outcome
 
     def load(self, path: str) -> Ref:
         """A ref to a saved block."""
-        return _load.remote(self.store, path)
+        return _load.remote(job_version(), self.store, path)
 
     def loader(self, path: str) -> Loader:
         """What reads a saved block."""
@@ -108,7 +149,7 @@ class Tasks:
 def largest_memory() -> int:
     """The most memory that a node of the Ray cluster with CPUs offers, in bytes."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return int(max(resources.get("memory", 0) for resources in nodes if resources.get("CPU")))
+    return int(max((resources.get("memory", 0) for resources in nodes if resources.get("CPU")), default=0))
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -126,7 +167,7 @@ def unwrapped_errors() -> Iterator[None]:
         if own is not None:
             raise own from error
         if isinstance(error, ray.exceptions.RayTaskError):
-            raise
+            raise other_package(error) or error from error
         raise ClusterError(f"the Ray cluster lost a task for good: {' '.join(str(error).split())[:500]}") from error
 
 
@@ -147,7 +188,10 @@ def _pin_once() -> None:
 
 
 @ray.remote(num_cpus=1)
-def _run(store: Storage, save: str | None, function: Callable[..., Any], shape: list[int], *flat: Any) -> Any:
+def _run(
+    version: str | None, store: Storage, save: str | None, function: Callable[..., Any], shape: list[int], *flat: Any
+) -> Any:
+    check_version(version)
     pin_threads()
     items = iter(flat)
     args = [next(items) if size < 0 else [next(items) for _ in range(size)] for size in shape]
@@ -158,7 +202,8 @@ def _run(store: Storage, save: str | None, function: Callable[..., Any], shape: 
 
 
 @ray.remote(num_cpus=1)
-def _load(store: Storage, path: str) -> Block:
+def _load(version: str | None, store: Storage, path: str) -> Block:
+    check_version(version)
     return store.read_block(path)
 
 

@@ -5,7 +5,7 @@ that a task receives are read-only. As there, numeric libraries run on one threa
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,10 @@ class LocalTasks(Tasks):
             return Value(result)
         assert len(result) == returns, f"{function.__name__} returned {len(result)} values, not {returns}"
         return [Value(item) for item in result]
+
+    def stream(self, function: Callable[[Any], Any], items: Sequence[Any], stage: str) -> Iterator[tuple[int, Any]]:
+        for index, item in enumerate(items):
+            yield index, function(item)
 
     def offered(self) -> int:
         return self.memory_offered

@@ -11,6 +11,7 @@ from hilander_dist.lander.checkpoint import AnyLander
 from hilander_dist.lander.model import Lander
 from hilander_dist.monitor.log import logger
 from hilander_dist.tasks import largest_memory
+from hilander_dist.waiting import wait_for
 
 PROCESS = 400 * 2**20
 """A worker's own: Python, numpy, torch, Ray and faiss, measured 250 to 350 MB."""
@@ -63,7 +64,7 @@ def task_bytes(rows: int, row_bytes: int) -> int:
 
 
 def check_memory(rows: int, dim: int, shards: int, model: AnyLander | None, config: Config) -> None:
-    """Refuse a job of which a single task does not fit any node; say how much will be spilled.
+    """Refuse a job of which a single task does not fit any node, nor one that comes in time; say how much will be spilled.
 
     Raises:
         ClusterError: the largest node has less memory than a task needs; the message has both, and the remedy.
@@ -71,6 +72,7 @@ def check_memory(rows: int, dim: int, shards: int, model: AnyLander | None, conf
     row_bytes = bytes_per_row(dim, config.k, model)
     shard_rows = -(-rows // shards)
     needed = task_bytes(shard_rows, row_bytes)
+    wait_for({"CPU": 1, "memory": needed}, config.cluster.wait_s)
     offered = largest_memory()
     if needed > offered:
         remedy = f"use nodes with at least {gigabytes(needed)}"

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from hilander_dist.cluster.levels import LevelOutput
 from hilander_dist.evaluate import Contingency, contingency, merge, scores_json
 from hilander_dist.exchange import concat_blocks, fetch_rows, fixed_starts, partition_rows, shuffle, take_rows
-from hilander_dist.ingest import Ingested, load_ids, serve_ids
+from hilander_dist.ingest import Ingested, load_ids, places, serve_ids
+from hilander_dist.source import Unit
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Block, Ref, Tasks
 
@@ -38,7 +39,7 @@ def write_outputs(tasks: Tasks, output: Storage, work: Storage, data: Ingested, 
     files = _write_clusters(tasks, output, work, data, levels, tables)
     units = _samples_by_unit(tasks, data, levels, chains)
     written = [
-        tasks.call(write_assignments, output, work, unit.index, inbox, data.classes, len(levels), returns=2)
+        tasks.call(write_assignments, output, work, unit, inbox, data.classes, len(levels), returns=2)
         for unit, inbox in zip(data.source.units, units, strict=True)
     ]
     tasks.wait([*files, *(rows for rows, _ in written)], "write outputs")
@@ -51,9 +52,9 @@ def write_outputs(tasks: Tasks, output: Storage, work: Storage, data: Ingested, 
 
 
 def write_assignments(
-    output: Storage, work: Storage, unit: int, inbox: list[Block], classes: pa.Array | None, levels: int
+    output: Storage, work: Storage, unit: Unit, inbox: list[Block], classes: pa.Array | None, levels: int
 ) -> tuple[int, list[Contingency]]:
-    """Write the assignments of one unit of the input, in input order.
+    """Write the assignments of one unit of the input, in input order; of .npy, whose ids are numbers, with file and row.
 
     Returns:
         The number of rows, and per level the counts of (cluster, class).
@@ -61,18 +62,19 @@ def write_assignments(
     rows = concat_blocks(inbox)
     order = np.argsort(rows["id_N"])
     rows = {name: array[order] for name, array in rows.items()}
-    ids = load_ids(work, unit, ["row", "id"] if classes is None else ["row", "id", "label"])
+    ids = load_ids(work, unit.index, ["row", "id"] if classes is None else ["row", "id", "label"])
     if len(ids) > len(order):  # rows with duplicate ids were set aside after the ids were written
         ids = ids.filter(pc.is_in(ids["row"], pa.array(rows["id_N"])))
-    assert np.array_equal(ids["row"].to_numpy(), rows["id_N"]), f"unit {unit}: assignments do not match its rows"
+    assert np.array_equal(ids["row"].to_numpy(), rows["id_N"]), f"unit {unit.index}: assignments do not match its rows"
     confidence_N = rows["confidence_N"]
-    columns: dict[str, Any] = {"id": ids["id"], "cluster_id": pa.array(rows["chain_NL"][:, -1])}
+    columns: dict[str, Any] = {"id": ids["id"], **(places(unit, rows["id_N"]) if unit.kind == "npy" else {})}
+    columns["cluster_id"] = pa.array(rows["chain_NL"][:, -1])
     for level in range(levels):
         columns[f"level_{level}"] = pa.array(rows["chain_NL"][:, level])
     columns["density"] = pa.array(rows["density_N"])
     columns["confidence"] = pa.array(confidence_N, mask=np.isnan(confidence_N))
     columns["is_peak"] = pa.array(rows["is_peak_N"])
-    output.write_table(f"assignments/part-{unit:05d}.parquet", pa.table(columns))
+    output.write_table(f"assignments/part-{unit.index:05d}.parquet", pa.table(columns))
     counts = []
     if classes is not None:
         class_N = pc.fill_null(pc.index_in(ids["label"].combine_chunks(), classes), -1).to_numpy().astype(np.int64)
@@ -157,12 +159,11 @@ def _samples_by_unit(tasks: Tasks, data: Ingested, levels: list[LevelOutput], ch
 def _write_clusters(
     tasks: Tasks, output: Storage, work: Storage, data: Ingested, levels: list[LevelOutput], tables: list[list[Ref]]
 ) -> list[Ref]:
-    units = [unit.index for unit in data.source.units]
-    serve = functools.partial(serve_ids, work, data.source.starts)
+    serve = functools.partial(serve_ids, work)
     written = []
     for index, ranges in enumerate(tables):
         keys = [tasks.call(_peaks, table) for table in ranges]
-        needs, answers = fetch_rows(tasks, keys, units, data.source.starts, serve)
+        needs, answers = fetch_rows(tasks, keys, data.source.units, data.source.starts, serve)
         starts = fixed_starts(levels[index].clusters, CLUSTERS_PER_FILE)
         written += [
             tasks.call(_write_cluster_file, output, index, r, starts[r], table, needs[r], answers[r])

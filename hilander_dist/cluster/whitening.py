@@ -24,7 +24,7 @@ from hilander_dist.cluster.roots import find_roots
 from hilander_dist.errors import ClusterError
 from hilander_dist.ingest import normalise_rows
 from hilander_dist.knn.graph import GraphOptions, knn_graph
-from hilander_dist.knn.layout import hash_ids, load_map, sample_rows
+from hilander_dist.knn.layout import hash_ids, load_space, sample_rows
 from hilander_dist.knn.quantizer import Quantizer, nearest_cells, one_group
 from hilander_dist.run import Run
 from hilander_dist.tasks import Block, Loader, Tasks
@@ -73,16 +73,18 @@ def whiten(
         run: the run directory, for the marker.
         nodes: of level 0.
         shards: of level 0.
-        search: of level 0. If its quantizer, of an earlier run, has a map, that is used again: vectors of both runs agree.
+        search: of level 0. Where its quantizer is of an earlier run, what that run decided holds, with its map: vectors of
+            both runs agree.
         row_bytes: memory that a task takes for each row of its shard, see ``cluster.memory``.
         link: makes the clusters of the first time.
     """
     numbers = run.marker(_STAGE)
     if numbers is None:
-        frozen = load_map(search.quantizer) if search.quantizer else None
-        if frozen is not None:
-            tasks.store.write_block(MAP, frozen)
-            numbers = {"learned_from": "earlier run", "kept": True}
+        if search.quantizer is not None:
+            space, frozen = load_space(search.quantizer)
+            if frozen:
+                tasks.store.write_block(MAP, frozen)
+            numbers = {"learned_from": "earlier run", "kept": space == "whitened"}
         else:
             _check_memory(tasks, min(nodes.n, ROWS), nodes.dim)
             parts, n = pick_regions(tasks, nodes, search.seed)

@@ -8,14 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hilander_dist.exchange import concat_blocks, fetch_rows, partition_rows, shuffle, take_rows
-from hilander_dist.ingest import Ingested, load_ids, serve_ids
+from hilander_dist.ingest import Ingested, load_ids, places, serve_ids
 from hilander_dist.knn.layout import Level
+from hilander_dist.source import Unit
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Block, Ref, Tasks
 
 
 def write_graph(tasks: Tasks, output: Storage, work: Storage, data: Ingested, level: Level, graph: list[Ref]) -> int:
-    """Write each sample's neighbours: id, neighbor_ids and similarities, the most similar first.
+    """Write each sample's neighbours: id, neighbor_ids and similarities, the most similar first; of .npy with file and row.
 
     Args:
         tasks: where to run.
@@ -38,10 +39,10 @@ def write_graph(tasks: Tasks, output: Storage, work: Storage, data: Ingested, le
     ]
     inboxes = shuffle(pieces, len(units))
     rows = [tasks.call(_neighbour_rows, inbox) for inbox in inboxes]
-    serve = functools.partial(serve_ids, work, data.source.starts)
-    needs, answers = fetch_rows(tasks, rows, [unit.index for unit in units], data.source.starts, serve)
+    serve = functools.partial(serve_ids, work)
+    needs, answers = fetch_rows(tasks, rows, units, data.source.starts, serve)
     written = [
-        tasks.call(_write_unit, output, work, unit.index, inboxes[unit.index], needs[unit.index], answers[unit.index])
+        tasks.call(_write_unit, output, work, unit, inboxes[unit.index], needs[unit.index], answers[unit.index])
         for unit in units
     ]
     tasks.wait(written, "write graph")
@@ -74,12 +75,12 @@ def _neighbour_rows(inbox: list[Block]) -> np.ndarray:
 
 
 def _write_unit(
-    output: Storage, work: Storage, unit: int, inbox: list[Block], needs: list[np.ndarray], answers: list[pa.Array]
+    output: Storage, work: Storage, unit: Unit, inbox: list[Block], needs: list[np.ndarray], answers: list[pa.Array]
 ) -> int:
     rows = concat_blocks(inbox)
     order = np.argsort(rows["id_N"])
     nbr_row_NK, sim_NK = rows["nbr_row_NK"][order], rows["sim_NK"][order]
-    ids = load_ids(work, unit, ["row", "id"])
+    ids = load_ids(work, unit.index, ["row", "id"])
     ids = ids.filter(pc.is_in(ids["row"], pa.array(rows["id_N"])))
     known, values = np.concatenate(needs), pa.concat_arrays(answers)
     real_NK = nbr_row_NK >= 0
@@ -87,8 +88,9 @@ def _write_unit(
     neighbour = values.take(pa.array(np.searchsorted(known, nbr_row_NK[real_NK])))
     table = {
         "id": ids["id"],
+        **(places(unit, rows["id_N"][order]) if unit.kind == "npy" else {}),
         "neighbor_ids": pa.LargeListArray.from_arrays(pa.array(ends), neighbour),
         "similarities": pa.LargeListArray.from_arrays(pa.array(ends), pa.array(sim_NK[real_NK])),
     }
-    output.write_table(f"graph/part-{unit:05d}.parquet", pa.table(table))
+    output.write_table(f"graph/part-{unit.index:05d}.parquet", pa.table(table))
     return len(order)

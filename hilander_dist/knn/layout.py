@@ -9,7 +9,7 @@ start, plus the cell's rows in earlier parts, plus those before it in its own.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,6 +39,10 @@ ONE_WAVE_BELOW = 8
 
 PROBES_KEPT = 8
 """Cells that each node keeps from its assignment, nearest first: the search then ranks no cells again. 64 bytes a node."""
+
+
+Space = Literal["plain", "whitened", "declined"]
+"""Of vectors: as they are; whitened (``cluster.whitening``); as they are since whitening was tried and did not pay."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +180,7 @@ def load_quantizer(file: Storage, dim: int) -> Block:
     Raises:
         InputError: the file is none, or of another number of dimensions.
     """
-    block = file.read_block()
-    block.pop("map_DD", None)
+    block = {name: array for name, array in file.read_block().items() if name not in ("map_DD", "declined_1")}
     if set(block) != set(Quantizer._fields):
         raise InputError(f"{file.uri}: not a quantizer; give the quantizer.safetensors of a complete run")
     if block["centroid_CD"].shape[1] != dim:
@@ -188,10 +191,20 @@ def load_quantizer(file: Storage, dim: int) -> Block:
     return block
 
 
-def load_map(file: Storage) -> Block | None:
-    """What a saved quantizer's vectors went through (``cluster.whitening``): ``map_DD``; None for vectors as they were."""
+def load_space(file: Storage) -> tuple[Space, Block]:
+    """In which space a saved quantizer's cells are, and for ``whitened`` the block of ``map_DD`` that leads there."""
     block = file.read_block()
-    return {"map_DD": block["map_DD"]} if "map_DD" in block else None
+    if "map_DD" in block:
+        return "whitened", {"map_DD": block["map_DD"]}
+    return ("declined" if "declined_1" in block else "plain"), {}
+
+
+def save_quantizer(file: Storage, block: Block, space: Space, map_DD: np.ndarray | None = None) -> None:
+    """Write a quantizer for later runs, see ``load_quantizer`` and ``load_space``."""
+    extra: Block = {"declined_1": np.ones(1, np.uint8)} if space == "declined" else {}
+    if map_DD is not None:
+        extra["map_DD"] = map_DD
+    file.write_block("", {**block, **extra})
 
 
 def quantizer_path(prefix: str) -> str:

@@ -30,6 +30,8 @@ from torch.optim.swa_utils import AveragedModel
 from hilander_dist.config import TrainConfig
 from hilander_dist.errors import ClusterError, ConfigError, UserError
 from hilander_dist.lander.checkpoint import AnyLander, load_checkpoint, save_checkpoint
+from hilander_dist.versions import check_version, job_version
+from hilander_dist.waiting import wait_for
 
 MODEL_FILE = "model.safetensors"
 BEST_FILE = "best.safetensors"
@@ -97,7 +99,7 @@ class TrainedModel:
         return [epoch["loss"] for epoch in self.history]
 
 
-def fit(course: Course, storage_path: str, run_name: str) -> TrainedModel:
+def fit(course: Course, storage_path: str, run_name: str, wait_s: float = 0) -> TrainedModel:
     """Train, on a Ray that is initialised.
 
     Called again with equal arguments, it goes on from the last checkpoint below ``storage_path``/``run_name``, or
@@ -107,6 +109,7 @@ def fit(course: Course, storage_path: str, run_name: str) -> TrainedModel:
         course: what to train.
         storage_path: absolute path or s3:// URI for the checkpoints.
         run_name: name of this training below it; one for each set of arguments.
+        wait_s: how long to wait for the workers' nodes, in seconds.
 
     Raises:
         ClusterError: the cluster lacks the workers' CPUs or GPUs, or workers failed more than 3 times.
@@ -114,11 +117,11 @@ def fit(course: Course, storage_path: str, run_name: str) -> TrainedModel:
         UserError: whatever ``course.open`` raises of that kind.
     """
     config = course.train
-    check_resources(config)
+    check_resources(config, wait_s)
     workers = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     trainer = TorchTrainer(
         _train_worker,  # type: ignore[arg-type]  # Train v2 passes its value on; the types are those of v1.
-        train_loop_config={"course": course},
+        train_loop_config={"course": course, "version": job_version()},
         scaling_config=ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]  # The types are those of v1, without elasticity.
             use_gpu=config.use_gpu,
@@ -150,6 +153,7 @@ def fit(course: Course, storage_path: str, run_name: str) -> TrainedModel:
 
 def _train_worker(config: dict[str, Any]) -> UserError | None:
     """What each worker runs. It returns what only the user can mend: if it were raised, Ray would try thrice more."""
+    check_version(config["version"])
     try:
         _train(config["course"])
     except UserError as mistake:
@@ -290,14 +294,19 @@ def _open(course: Course, workers: int) -> Lessons:
     return lessons
 
 
-def check_resources(config: TrainConfig) -> None:
+def check_resources(config: TrainConfig, wait_s: float) -> None:
     """Refuse a training that asks for more workers than the cluster has places: it would wait for ever.
+
+    Args:
+        config: how many, and of which kind.
+        wait_s: how long to wait for nodes, in seconds.
 
     Raises:
         ClusterError: it names both numbers.
     """
     kind = "GPU" if config.use_gpu else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
     name, needed = ("min_workers", config.min_workers) if config.min_workers else ("num_workers", config.num_workers)
+    wait_for({kind: 1}, wait_s, needed)
+    there = int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
     if there < needed:
         raise ClusterError(f"train.{name}={needed}: the cluster has {there} {kind}s; lower it, or add nodes")

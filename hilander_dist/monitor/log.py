@@ -5,6 +5,8 @@ import sys
 
 import structlog
 
+from hilander_dist.errors import redact
+
 logger: structlog.stdlib.BoundLogger = structlog.get_logger("hilander")
 """The package's logger; fields are keyword arguments."""
 
@@ -14,6 +16,7 @@ def configure_log(debug: bool = False) -> None:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
+            _redacted,
             structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True),
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24),
         ],
@@ -21,3 +24,7 @@ def configure_log(debug: bool = False) -> None:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def _redacted(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}

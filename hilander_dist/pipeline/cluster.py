@@ -2,11 +2,13 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 import hilander_dist
@@ -17,21 +19,23 @@ from hilander_dist.cluster.memory import bytes_per_row, check_memory
 from hilander_dist.cluster.output import write_outputs
 from hilander_dist.cluster.whitening import MAP, whiten, whitened_parts
 from hilander_dist.config import Calibration, Config, calibrated
-from hilander_dist.errors import ClusterError, ConfigError, ModelError
+from hilander_dist.errors import ClusterError, ConfigError, InputError, ModelError
 from hilander_dist.ingest import Ingested, ingest
 from hilander_dist.knn.graph import GraphOptions
-from hilander_dist.knn.layout import load_quantizer, quantizer_path
+from hilander_dist.knn.layout import Space, load_quantizer, load_space, quantizer_path, save_quantizer
 from hilander_dist.knn.shared import MOST_NEIGHBOURS
 from hilander_dist.lander.checkpoint import AnyLander, load_checkpoint, model_hash
 from hilander_dist.lander.model import Lander
 from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
+from hilander_dist.pipeline.options import check_model_options, check_options
 from hilander_dist.run import Run, code_version
 from hilander_dist.runtime import cluster_cpus, ray_session
-from hilander_dist.source import Source, open_source
+from hilander_dist.source import Source, open_source, refuse_overlap
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Loader, Tasks
+from hilander_dist.waiting import wait_for
 
 BYTES_PER_SHARD = 64 * 2**20
 """A shard's vectors, float32, are no larger unless asked for or there are more than MANY_SHARDS. A task holds about
@@ -52,7 +56,7 @@ SOFTWARE = ("hilander-dist", "ray", "torch", "numpy", "pyarrow", "numba")
 
 
 def run_cluster_job(
-    input_uri: str,
+    input_uris: str | Sequence[str],
     model_uri: str | None,
     output_uri: str,
     config: Config,
@@ -63,7 +67,7 @@ def run_cluster_job(
     """Cluster the input and write a run directory; see architecture.md for its files.
 
     Args:
-        input_uri: Parquet file, directory or glob, or .npy; local or s3://.
+        input_uris: Parquet files, directories or globs, or .npy; local or s3://. Several are one input: ids must differ.
         model_uri: ``model.safetensors``, the directory that holds it, or an official ``.pth`` state dict; None for the
             general checkpoint, which comes with the package.
         output_uri: a new directory, or that of the same run, killed: then it goes on.
@@ -80,24 +84,23 @@ def run_cluster_job(
         ClusterError: the cluster cannot do it.
     """
     began = time.time()
-    output = Storage(output_uri)
-    output.check_writable()
-    source = open_source(input_uri, config.input)
+    output = open_output(output_uri, input_uris)
+    source = open_source(input_uris, config.input)
+    check_options(config, "cluster")
     model = load_model(model_uri, config)
     config = settled(config, model)
     check_dim(model, model_uri, source)
-    frozen = frozen_quantizer(config, source.dim)
+    frozen = frozen_quantizer(config, source.dim, model)
     fingerprint = run_fingerprint("cluster", config, source, quantizer=frozen) | {
         "model": model_hash(model),
         "calibration": model.calibration and model.calibration.model_dump(),
     }
-    run = Run(output, fingerprint, restart)
-    with ray_session(address, debug):
+    with Run(output, fingerprint, restart) as run, ray_session(address, debug, config.cluster.wait_s):
         check_device(config)
         shards = choose_shards(run, source, config)
         check_memory(source.rows, source.dim, shards, model, config)
         tasks = Tasks(run.work, run.saved, Progress())
-        data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
+        data = ingest(tasks, run, source, config.vectors)
         options = LevelOptions(
             config.k,
             config.max_levels,
@@ -116,20 +119,33 @@ def run_cluster_job(
         nodes = Nodes(parts, data.rows, source.dim, source.rows)
         levels = run_levels(tasks, run, nodes, options, link)
         write_outputs(tasks, output, run.work, data, levels)
-        keep_quantizer(run, with_map=whitening is not None and whitening["kept"])
-    manifest = {
-        **manifest_head("cluster", config, fingerprint, began),
-        "shards": shards,
-        "counts": {"rows": source.rows, "clustered": data.rows, "bad": data.bad},
-        "recall": levels[0].numbers["graph"],
-        "whitening": whitening,
-        "levels": [level.numbers for level in levels],
-        "stages": tasks.progress.seconds,
-        "clusters": levels[-1].clusters,
-    }
-    run.succeed(manifest)
+        keep_quantizer(run, whitening)
+        manifest = {
+            **manifest_head("cluster", config, fingerprint, [source], began),
+            "shards": shards,
+            "counts": {"rows": source.rows, "clustered": data.rows, "bad": data.bad},
+            "recall": levels[0].numbers["graph"],
+            "whitening": whitening,
+            "levels": [level.numbers for level in levels],
+            "stages": tasks.progress.seconds,
+            "clusters": levels[-1].clusters,
+        }
+        run.succeed(manifest)
     logger.info("done", clusters=levels[-1].clusters, levels=len(levels), output=output.uri)
     return manifest
+
+
+def open_output(output_uri: str, input_uris: str | Sequence[str]) -> Storage:
+    """The output directory, which files can be written to.
+
+    Raises:
+        OutputError: it stands in an input.
+        StorageError: nothing can be written there.
+    """
+    refuse_overlap([input_uris] if isinstance(input_uris, str) else input_uris, output_uri)
+    output = Storage(output_uri)
+    output.check_writable()
+    return output
 
 
 def settled(config: Config, model: AnyLander) -> Config:
@@ -193,6 +209,7 @@ def load_model(uri: str | None, config: Config) -> AnyLander:
 
     Raises:
         ModelError: there is none, or it cannot be used.
+        ConfigError: options that do not apply to it.
     """
     where = Storage(uri or str(GENERAL))
     if uri and not uri.endswith((".pth", ".safetensors")):
@@ -201,7 +218,9 @@ def load_model(uri: str | None, config: Config) -> AnyLander:
         raise ModelError(
             f"no model at {where.uri}: give --model a checkpoint, or the output directory of `hilander train`"
         )
-    return load_checkpoint(where.read_bytes(), where.uri, config.model)
+    model = load_checkpoint(where.read_bytes(), where.uri, config.model)
+    check_model_options(config, model, where.uri)
+    return model
 
 
 def choose_shards(run: Run, source: Source, config: Config) -> int:
@@ -222,11 +241,11 @@ def default_shards(n: int, dim: int, cpus: int) -> int:
     return min(-(-n // ROWS_WORTH_A_SHARD), wanted)
 
 
-def frozen_quantizer(config: Config, dim: int) -> Storage | None:
+def frozen_quantizer(config: Config, dim: int, model: AnyLander | None) -> Storage | None:
     """The file of the quantizer that the configuration names: itself, or in an earlier run's output directory.
 
     Raises:
-        InputError: it cannot be used, see ``layout.load_quantizer``.
+        InputError: it cannot be used, see ``layout.load_quantizer``, or is of other vectors than this run's.
         StorageError: it is not there.
     """
     if config.quantizer is None:
@@ -235,43 +254,69 @@ def frozen_quantizer(config: Config, dim: int) -> Storage | None:
     if not config.quantizer.endswith(".safetensors"):
         file = file.child(QUANTIZER)
     load_quantizer(file, dim)
+    _check_space(file, model)
     return file
 
 
-def keep_quantizer(run: Run, with_map: bool = False) -> None:
-    """Put level 0's quantizer among the results, with the map of its vectors where they were whitened: a later run can use
-    both again when ``_work/`` is gone."""
+def _check_space(file: Storage, model: AnyLander | None) -> None:
+    space, block = load_space(file)
+    if not isinstance(model, RelationalLander) or not (model.dim or (model.calibration and model.calibration.whiten)):
+        if space == "whitened":
+            raise InputError(
+                f"{file.uri}: its cells are of whitened vectors, and this run takes vectors as they are: use the quantizer "
+                "of `hilander graph` or of a run with a model that does not whiten"
+            )
+    elif model.dim is not None:
+        if space != "whitened" or not np.array_equal(block["map_DD"], model.map_DD.numpy()):
+            raise InputError(
+                f"{file.uri}: its cells are not of vectors that this model whitened: use the quantizer of a run with it"
+            )
+    elif space == "plain":
+        raise InputError(
+            f"{file.uri}: its cells are of vectors as they are, and this model whitens them where that pays: use the "
+            "quantizer of a run with it"
+        )
+
+
+def keep_quantizer(run: Run, whitening: dict[str, Any] | None = None) -> None:
+    """Put level 0's quantizer among the results, with what became of whitening (as of ``prepare_parts``) and its map: a
+    later run can use both again when ``_work/`` is gone."""
     block = run.work.read_block(quantizer_path("level-0"))
-    if with_map:
-        block["map_DD"] = run.work.read_block(MAP)["map_DD"]
-    run.output.write_block(QUANTIZER, block)
+    kept = whitening is not None and whitening["kept"]
+    space: Space = "plain" if whitening is None else "whitened" if kept else "declined"
+    map_DD = run.work.read_block(MAP)["map_DD"] if kept else None
+    save_quantizer(run.output.child(QUANTIZER), block, space, map_DD)
 
 
 def check_device(config: Config) -> None:
     """Refuse a search on GPUs where the cluster has none: its tasks would wait for ever.
 
     Raises:
-        ClusterError: there is none.
+        ClusterError: there is none, and none comes in time.
     """
-    if config.knn_device == "cuda" and not ray.cluster_resources().get("GPU"):  # type: ignore[no-untyped-call]
-        raise ClusterError("knn_device is cuda and the Ray cluster has no GPU: add a GPU node, or set knn_device=cpu")
+    if config.knn_device == "cuda" and not wait_for({"CPU": 1, "GPU": 1}, config.cluster.wait_s):
+        raise ClusterError(
+            "knn_device is cuda and no node of the Ray cluster has a GPU, and a CPU beside it: add a GPU node, or set knn_device=cpu"
+        )
 
 
 def run_fingerprint(job: str, config: Config, *sources: Source, quantizer: Storage | None = None) -> dict[str, Any]:
     """What the blocks and the result depend on; a run directory with another fingerprint is not gone on with."""
-    entries = [{"uri": source.uri, "files": source.listing()} for source in sources]
+    entries = [source.fingerprint() for source in sources]
     return {
         "job": job,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"cluster"}),  # Another patience gives the same bytes.
         "quantizer": quantizer and hashlib.sha256(quantizer.read_bytes()).hexdigest(),
         "input": entries[0] if len(entries) == 1 else entries,
         "code": code_version(),
     }
 
 
-def manifest_head(job: str, config: Config, fingerprint: dict[str, Any], began: float) -> dict[str, Any]:
+def manifest_head(
+    job: str, config: Config, fingerprint: dict[str, Any], sources: Sequence[Source], began: float
+) -> dict[str, Any]:
     """The part of a manifest that every job has."""
-    ended, read = time.time(), fingerprint["input"]
+    ended = time.time()
     digest = hashlib.sha256(repr(sorted(fingerprint.items())).encode()).hexdigest()
     return {
         "schema_version": MANIFEST_VERSION,
@@ -279,7 +324,7 @@ def manifest_head(job: str, config: Config, fingerprint: dict[str, Any], began: 
         "config": config.model_dump(mode="json"),
         "fingerprint": digest,
         "code": fingerprint["code"],
-        "input": [entry["uri"] for entry in read] if isinstance(read, list) else read["uri"],
+        "input": [source.summary() for source in sources],
         "model": fingerprint.get("model"),
         "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
         "seconds": round(ended - began, 3),

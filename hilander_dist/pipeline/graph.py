@@ -1,6 +1,7 @@
 """The graph job: embeddings in, their k-NN graph out."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from hilander_dist.cluster.memory import bytes_per_row, check_memory, task_bytes
@@ -16,17 +17,18 @@ from hilander_dist.pipeline.cluster import (
     frozen_quantizer,
     keep_quantizer,
     manifest_head,
+    open_output,
     run_fingerprint,
 )
+from hilander_dist.pipeline.options import check_options
 from hilander_dist.run import Run
 from hilander_dist.runtime import ray_session
 from hilander_dist.source import open_source
-from hilander_dist.storage import Storage
 from hilander_dist.tasks import Tasks
 
 
 def run_graph_job(
-    input_uri: str,
+    input_uris: str | Sequence[str],
     output_uri: str,
     config: Config,
     address: str | None = None,
@@ -36,7 +38,7 @@ def run_graph_job(
     """Build the k-NN graph of the input and write ``graph/*.parquet``.
 
     Args:
-        input_uri: as of ``run_cluster_job``.
+        input_uris: as of ``run_cluster_job``.
         output_uri: a new directory, or that of the same run, killed: then it goes on.
         config: ``k``, ``target_recall``, ``num_shards``, ``seed``, ``vectors``, ``quantizer``, ``knn_device`` and ``input``
             matter here.
@@ -48,30 +50,29 @@ def run_graph_job(
         The manifest.
     """
     began = time.time()
-    output = Storage(output_uri)
-    output.check_writable()
-    source = open_source(input_uri, config.input)
-    frozen = frozen_quantizer(config, source.dim)
+    output = open_output(output_uri, input_uris)
+    check_options(config, "graph")
+    source = open_source(input_uris, config.input)
+    frozen = frozen_quantizer(config, source.dim, None)
     fingerprint = run_fingerprint("graph", config, source, quantizer=frozen)
-    run = Run(output, fingerprint, restart)
-    with ray_session(address, debug):
+    with Run(output, fingerprint, restart) as run, ray_session(address, debug, config.cluster.wait_s):
         check_device(config)
         shards = choose_shards(run, source, config)
         check_memory(source.rows, source.dim, shards, None, config)
         row_bytes = bytes_per_row(source.dim, config.k, None)
         tasks = Tasks(run.work, run.saved, Progress()).asking(task_bytes(-(-source.rows // shards), row_bytes))
-        data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
+        data = ingest(tasks, run, source, config.vectors)
         options = GraphOptions(config.k, config.target_recall, config.seed, config.knn_device, frozen)
         level, graph, stats = knn_graph(tasks, data.parts, data.rows, source.dim, shards, options, "level-0")
         rows = write_graph(tasks, output, run.work, data, level, graph)
         keep_quantizer(run)
         assert rows == data.rows, f"{rows} rows written for {data.rows} good rows"
-    manifest = {
-        **manifest_head("graph", config, fingerprint, began),
-        "shards": shards,
-        "counts": {"rows": source.rows, "in_graph": data.rows, "bad": data.bad},
-        "recall": stats.as_dict(),
-    }
-    run.succeed(manifest)
+        manifest = {
+            **manifest_head("graph", config, fingerprint, [source], began),
+            "shards": shards,
+            "counts": {"rows": source.rows, "in_graph": data.rows, "bad": data.bad},
+            "recall": stats.as_dict(),
+        }
+        run.succeed(manifest)
     logger.info("done", rows=rows, recall=round(stats.recall, 4), output=output.uri)
     return manifest

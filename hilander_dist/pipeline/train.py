@@ -20,8 +20,9 @@ from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
 from hilander_dist.pipeline.calibration import calibrate
 from hilander_dist.pipeline.class_whitening import whiten_by_classes
-from hilander_dist.pipeline.cluster import check_device, choose_shards, manifest_head, run_fingerprint
+from hilander_dist.pipeline.cluster import check_device, choose_shards, manifest_head, open_output, run_fingerprint
 from hilander_dist.pipeline.meta_training import class_sizes, draw_episodes, make_course
+from hilander_dist.pipeline.options import check_options
 from hilander_dist.run import Run
 from hilander_dist.runtime import ray_session
 from hilander_dist.source import open_source
@@ -60,38 +61,37 @@ def run_train_job(
     relational = config.model.features == "relational"
     if len(uris) > 1 and not relational:
         raise ConfigError(f"{len(uris)} inputs need --set model.features=relational: raw features are of one encoder")
-    output = Storage(output_uri)
-    output.check_writable()
+    output = open_output(output_uri, uris)
+    check_options(config, "train")
     sources = [open_source(uri, config.input, need_label=True) for uri in uris]
     fingerprint = run_fingerprint("train", config, *sources)
-    run = Run(output, fingerprint, restart)
-    with ray_session(address, debug):
-        check_resources(config.train)
+    with Run(output, fingerprint, restart) as run, ray_session(address, debug, config.cluster.wait_s):
+        check_resources(config.train, config.cluster.wait_s)
         check_device(config)
         tasks = Tasks(run.work, run.saved, Progress())
         inputs = [
-            ingest(tasks, run if len(uris) == 1 else run.part(f"{number:03d}"), source, True, config.vectors)
+            ingest(tasks, run if len(uris) == 1 else run.part(f"{number:03d}"), source, config.vectors)
             for number, source in enumerate(sources)
         ]
         if relational:
             checkpoint, history, numbers = _train_relational(tasks, run, inputs, config)
         else:
             checkpoint, history, numbers = _train_raw(tasks, run, inputs[0], config)
-    output.put("model.safetensors", checkpoint)
-    output.put("metrics.jsonl", ("\n".join(map(json.dumps, history)) + "\n").encode())
-    bad = sum((Counter(data.bad) for data in inputs), Counter[str]())
-    manifest = {
-        **manifest_head("train", config, fingerprint, began),
-        "counts": {
-            "rows": sum(source.rows for source in sources),
-            "trained_on": sum(data.rows for data in inputs),
-            "classes": numbers.pop("classes"),
-            "bad": dict(bad),
-        },
-        **numbers,
-        "loss": history[-1]["loss"],
-    }
-    run.succeed(manifest)
+        output.put("model.safetensors", checkpoint)
+        output.put("metrics.jsonl", ("\n".join(map(json.dumps, history)) + "\n").encode())
+        bad = sum((Counter(data.bad) for data in inputs), Counter[str]())
+        manifest = {
+            **manifest_head("train", config, fingerprint, sources, began),
+            "counts": {
+                "rows": sum(source.rows for source in sources),
+                "trained_on": sum(data.rows for data in inputs),
+                "classes": numbers.pop("classes"),
+                "bad": dict(bad),
+            },
+            **numbers,
+            "loss": history[-1]["loss"],
+        }
+        run.succeed(manifest)
     logger.info("done", epochs=len(history), loss=round(history[-1]["loss"], 4), output=output.uri)
     return manifest
 
@@ -108,7 +108,7 @@ def _train_relational(tasks: Tasks, run: Run, inputs: list[Ingested], config: Co
         inputs = [data]
     episodes = draw_episodes(tasks, run, inputs, sizes, config)
     logger.info("training", epochs=config.train.epochs, data_sets=len(inputs), workers=config.train.num_workers)
-    trained = fit(make_course(episodes, config), run.work.child("train").uri, "lander")
+    trained = fit(make_course(episodes, config), run.work.child("train").uri, "lander", config.cluster.wait_s)
     checkpoint, numbers = calibrate(tasks, trained, episodes, map_DD, config)
     found = {"classes": episodes.classes, "calibration": numbers, "whitening": whitening}
     return checkpoint, trained.history, found
@@ -124,7 +124,7 @@ def _train_raw(tasks: Tasks, run: Run, data: Ingested, config: Config) -> Traine
     graphs = _level_graphs(tasks, run, data, config, shards)
     logger.info("training", epochs=config.train.epochs, level_graphs=len(graphs), workers=config.train.num_workers)
     course = LevelCourse(load_graphs, graphs, source.dim, config.model, config.train, config.seed)
-    trained = fit(course, run.work.child("train").uri, "lander")
+    trained = fit(course, run.work.child("train").uri, "lander", config.cluster.wait_s)
     return trained.checkpoint, trained.history, {"shards": shards, "classes": classes, "level_graphs": len(graphs)}
 
 

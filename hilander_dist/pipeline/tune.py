@@ -7,6 +7,7 @@ that the choice of tau did not see: each fifth of the classes is scored with the
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from hilander_dist.cluster.flow_links import Forest, cluster_forest, score_fores
 from hilander_dist.cluster.local import f_scores
 from hilander_dist.cluster.memory import bytes_per_row, check_memory, task_bytes
 from hilander_dist.cluster.roots import find_roots
-from hilander_dist.config import Calibration, Config
+from hilander_dist.config import Calibration, Config, InputConfig
 from hilander_dist.errors import InputError, ModelError
 from hilander_dist.evaluate import known_labels
 from hilander_dist.exchange import concat_blocks
@@ -38,14 +39,15 @@ from hilander_dist.pipeline.cluster import (
     frozen_quantizer,
     load_model,
     manifest_head,
+    open_output,
     prepare_parts,
     run_fingerprint,
     settled,
 )
-from hilander_dist.pipeline.evaluate import read_labels
+from hilander_dist.pipeline.options import check_options
 from hilander_dist.run import Run
 from hilander_dist.runtime import ray_session
-from hilander_dist.source import open_source
+from hilander_dist.source import open_source, read_labels
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Block, Loader, Ref, Tasks
 
@@ -53,7 +55,7 @@ FOLDS = 5
 
 
 def run_tune_job(
-    input_uri: str,
+    input_uris: str | Sequence[str],
     labels_uri: str,
     model_uri: str | None,
     output_uri: str,
@@ -65,8 +67,8 @@ def run_tune_job(
     """Write a checkpoint with the tau that suits the labelled items best, and the F to expect.
 
     Args:
-        input_uri: the data to be clustered, as of ``run_cluster_job``; all of it, not the labelled items alone.
-        labels_uri: Parquet with columns id and label of some of the items.
+        input_uris: the data to be clustered, as of ``run_cluster_job``; all of it, not the labelled items alone.
+        labels_uri: Parquet with ids and labels of some of the items, in columns that are called as those of the input.
         model_uri: a relational checkpoint; None for the general one.
         output_uri: a new directory, or that of the same run, killed: then it goes on.
         config: all options.
@@ -82,30 +84,29 @@ def run_tune_job(
         ClusterError: the cluster cannot do it.
     """
     began = time.time()
-    output = Storage(output_uri)
-    output.check_writable()
-    source = open_source(input_uri, config.input)
+    output = open_output(output_uri, input_uris)
+    check_options(config, "tune")
+    source = open_source(input_uris, config.input)
     model = load_model(model_uri, config)
     if not isinstance(model, RelationalLander):
         raise ModelError(f"{model_uri}: raw features have no tuning; train with --set model.features=relational")
     check_dim(model, model_uri, source)
     calibration = model.calibration or Calibration()
     config = settled(config, model)
-    labels = labelled_items(labels_uri)
-    frozen = frozen_quantizer(config, source.dim)
+    labels = labelled_items(labels_uri, config.input)
+    frozen = frozen_quantizer(config, source.dim, model)
     fingerprint = run_fingerprint("tune", config, source, quantizer=frozen) | {
         "model": model_hash(model),
         "calibration": calibration.model_dump(),
         "labels": hash_table(labels),
     }
-    run = Run(output, fingerprint, restart)
-    with ray_session(address, debug):
+    with Run(output, fingerprint, restart) as run, ray_session(address, debug, config.cluster.wait_s):
         check_device(config)
         shards = choose_shards(run, source, config)
         check_memory(source.rows, source.dim, shards, model, config)
         row_bytes = bytes_per_row(source.dim, config.k, model)
         tasks = Tasks(run.work, run.saved, Progress()).asking(task_bytes(-(-source.rows // shards), row_bytes))
-        data = ingest(tasks, run, source, need_label=False, vectors=config.vectors)
+        data = ingest(tasks, run, source, config.vectors)
         row_M, class_M = find_labelled(tasks, run.work, data, labels, labels_uri)
         options = GraphOptions(config.k, config.target_recall, config.seed, config.knn_device, frozen)
         parts, whitening = prepare_parts(tasks, run, data, model, shards, options)
@@ -114,29 +115,29 @@ def run_tune_job(
         forest = with_base_rate(tasks, scored, calibration.base_rate, by_clusters(whitening))
         row_ref = ray.put(row_M)
         found_TM = np.stack([_clusters(tasks, level, forest, row_ref, tau) for tau in TAUS])
-    tuning = choose_tau(found_TM, class_M)
-    model.calibration = calibration.model_copy(update={"tau": tuning["tau"], "k": config.k})
-    output.put("model.safetensors", save_checkpoint(model, {"tuned_on": str(len(row_M))}))
-    output.put("metrics.json", json.dumps(tuning).encode())
-    manifest = {
-        **manifest_head("tune", config, fingerprint, began),
-        "counts": {"rows": source.rows, "clustered": data.rows, "bad": data.bad, "labelled": len(row_M)},
-        "tuning": tuning,
-    }
-    run.succeed(manifest)
+        tuning = choose_tau(found_TM, class_M)
+        model.calibration = calibration.model_copy(update={"tau": tuning["tau"], "k": config.k})
+        output.put("model.safetensors", save_checkpoint(model, {"tuned_on": str(len(row_M))}))
+        output.put("metrics.json", json.dumps(tuning).encode())
+        manifest = {
+            **manifest_head("tune", config, fingerprint, [source], began),
+            "counts": {"rows": source.rows, "clustered": data.rows, "bad": data.bad, "labelled": len(row_M)},
+            "tuning": tuning,
+        }
+        run.succeed(manifest)
     logger.info(
         "done", output=output.uri, **{key: tuning[key] for key in ("tau", "expected_pairwise_f", "expected_bcubed_f")}
     )
     return manifest
 
 
-def labelled_items(uri: str) -> pa.Table:
+def labelled_items(uri: str, columns: InputConfig) -> pa.Table:
     """The items with a label: id, int64 or string, and class, int64.
 
     Raises:
         InputError: files that cannot be read, columns of other types, a null or repeated id, or labels that tell nothing.
     """
-    known = known_labels(read_labels(uri), uri)
+    known = known_labels(read_labels(uri, columns), uri)
     items = pa.table({"id": known.id_M, "class": known.code_M}).filter(pa.array(known.code_M >= 0))
     _check_classes(items["class"].to_numpy(), f"{uri}: {len(items)} items have a label")
     return items

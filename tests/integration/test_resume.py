@@ -67,7 +67,16 @@ def test_a_driver_killed_twice_goes_on_where_it_was(jobs: dict[str, Job], tmp_pa
     _refused(hilander(*job.command(output, "--seed", 7)), "config.seed")
     make_weights(tmp_path / "other.pth", 1, 24)
     _refused(hilander(*job.command(output, "--model", tmp_path / "other.pth")), "model (")
-    _refused(hilander(*job.command(output, "--input", job.folder / "in" / "0.parquet")), "input.uri")
+    one = [
+        str(job.folder / "in" / "0.parquet") if arg == str(job.folder / "in") else arg for arg in job.command(output)
+    ]
+    _refused(hilander(*one), "input.uris[0]")
+    _refused(
+        hilander(
+            *job.command(output, "--input", write_points(tmp_path / "more.parquet", points.random_rows(0, 9, 24)))
+        ),
+        "input.uris",
+    )
 
     begun = graph.stat().st_mtime_ns
     _start_and_kill(job.command(output), lambda: any((output / "assignments").glob("*.parquet")))

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,8 +19,11 @@ import pytest
 
 import hilander_dist.storage
 from hilander_dist.errors import StorageError
-from hilander_dist.storage import Storage, check_reachable, check_readable, list_inputs
+from hilander_dist.source import list_inputs
+from hilander_dist.storage import Storage, check_reachable, check_readable
+from hilander_dist.storage.s3 import S3
 from tests.integration.s3_server import S3Server, s3_server
+from tests.unit.source import test_files
 from tests.unit.test_storage import CONTRACT, one_winner
 
 
@@ -44,7 +48,7 @@ def storage(server: S3Server, env: pytest.MonkeyPatch, request: pytest.FixtureRe
     return Storage(f"s3://{server.bucket}/{request.node.name.replace('[', '-').replace(']', '')}")
 
 
-@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*CONTRACT, *test_files.CONTRACT], ids=lambda check: check.__name__)
 def test_contract(check: Callable[[Storage], None], storage: Storage) -> None:
     check(storage)
 
@@ -141,7 +145,7 @@ def test_a_put_survives_a_server_that_stalls(storage: Storage, server: S3Server)
 
 def test_a_put_gives_up_in_the_end(storage: Storage, env: pytest.MonkeyPatch) -> None:
     env.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_closed_port()}")
-    env.setattr(hilander_dist.storage, "_PATIENCE_S", 2.0)
+    env.setattr(hilander_dist.storage.storage, "_PATIENCE_S", 2.0)
     with pytest.raises(
         StorageError, match=r"/x: the S3 endpoint http.* cannot be reached .* \(tried for 2 s\); check AWS_"
     ):
@@ -156,6 +160,66 @@ def test_put_if_absent_knows_its_own_write_whose_answer_was_lost(
         assert storage.put_if_absent("lock", b"mine")
         assert not storage.put_if_absent("lock", b"other")
         assert storage.read_bytes("lock") == b"mine"
+
+
+def test_a_folder_s_own_name_as_an_empty_object_is_no_file(storage: Storage) -> None:
+    storage.put("data", b"")
+    storage.put("data/x.parquet", b"PAR1")
+    storage.put("data.parquet", b"")
+    storage.put("data.parquet/part-0.parquet", b"PAR1")
+    for uri, expected in (("data", "data/x.parquet"), ("data.parquet", "data.parquet/part-0.parquet")):
+        assert [file.uri for file in list_inputs(f"{storage.uri}/{uri}").files] == [f"{storage.uri}/{expected}"]
+    assert len(list_inputs(storage.uri).files) == 2
+    # A file and a folder of one name: the file is meant, the folder is named.
+    storage.put("data", b"PAR1")
+    both = list_inputs(f"{storage.uri}/data")
+    assert ([file.uri for file in both.files], list(both.left_out)) == (
+        [f"{storage.uri}/data"],
+        [f"{storage.uri}/data/"],
+    )
+    assert [file.uri for file in list_inputs(f"{storage.uri}/data/").files] == [f"{storage.uri}/data/x.parquet"]
+
+
+def test_a_glob_lists_what_it_must_alone(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("a.parquet", "deep/b.parquet", "deep/deeper/c.parquet"):
+        storage.put(path, b"PAR1")
+    asked: list[tuple[str, str]] = []
+    pages = S3._pages
+
+    def noted(self: S3, **request: Any) -> Iterator[dict[str, Any]]:
+        asked.append(
+            (request["Prefix"].rpartition(f"{request['Prefix'].split('/')[0]}/")[2], request.get("Delimiter", ""))
+        )
+        return pages(self, **request)
+
+    monkeypatch.setattr(S3, "_pages", noted)
+    assert len(list_inputs(f"{storage.uri}/a*.parquet").files) == 1
+    assert asked == [("a", "/")]
+
+
+def test_many_files_are_deleted_in_few_requests(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: storage.put(f"level-0/{i:04}", b""), range(1005)))
+    calls: list[str] = []
+    call = S3._call
+
+    def noted(self: S3, method: str, **arguments: Any) -> dict[str, Any]:
+        calls.append(method)
+        return call(self, method, **arguments)
+
+    monkeypatch.setattr(S3, "_call", noted)
+    storage.delete_all(f"level-0/{i:04}" for i in range(1005))
+    assert calls == ["delete_objects"] * 2
+    assert storage.list() == []
+
+
+def test_a_password_in_the_endpoint_is_never_shown(storage: Storage, env: pytest.MonkeyPatch) -> None:
+    env.setenv("AWS_ENDPOINT_URL", f"http://me:very-secret@127.0.0.1:{_closed_port()}")
+    with pytest.raises(StorageError) as caught:
+        storage.check_writable()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "http://***@127.0.0.1" in shown
+    assert "very-secret" not in shown
 
 
 # From here on: what the driver finds out before any work.
@@ -201,7 +265,7 @@ def test_a_key_that_may_only_read(storage: Storage, server: S3Server, env: pytes
     for name, value in server.env_for(server.reader_key, server.reader_secret).items():
         env.setenv(name, value)
     check_readable(storage.uri)
-    assert len(list_inputs(storage.uri)[1]) == 1
+    assert len(list_inputs(storage.uri).files) == 1
     with pytest.raises(StorageError, match=f"^{storage.uri}: access is denied .*; check that the key .* may .* write"):
         storage.check_writable()
 

@@ -9,6 +9,7 @@ import structlog
 import yaml
 from typer.testing import CliRunner, Result
 
+import hilander_dist
 import hilander_dist.pipeline.cluster as cluster_job
 from hilander_dist.cli import app, main
 from hilander_dist.config import Config, config_yaml
@@ -34,7 +35,7 @@ def cluster(*more: str) -> Result:
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], None]:
     """Replaces the clustering job; its input and model are there."""
     monkeypatch.chdir(tmp_path)
-    for name in ("in.parquet", "model.pth"):
+    for name in ("in.parquet", "in2.parquet", "model.pth"):
         (tmp_path / name).write_bytes(b"x")
     return lambda run: monkeypatch.setattr(cluster_job, "run_cluster_job", run)
 
@@ -122,10 +123,30 @@ def test_a_long_internal_error_is_cut(job: Callable[[Callable[..., None]], None]
     assert len(cluster().stderr) < 700
 
 
-def test_debug_raises_the_error_itself(job: Callable[[Callable[..., None]], None]) -> None:
-    error = InputError("in.parquet: no rows")
-    job(failing(error))
-    assert cluster("--debug").exception is error
+def test_debug_prints_the_traceback_without_passwords_before_the_line(
+    job: Callable[[Callable[..., None]], None],
+) -> None:
+    job(failing(InputError("http://me:secret@host/x: no rows")))
+    result = cluster("--debug")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("error: http://***@host/x: no rows\n")
+    assert "secret" not in result.stderr
+
+
+def test_the_version_is_printed() -> None:
+    result = invoke("--version")
+    assert (result.exit_code, result.stdout) == (0, f"hilander_dist {hilander_dist.__version__}\n")
+
+
+@pytest.mark.parametrize("option", ["--input", "--labels", "--assignments"])
+def test_files_that_a_shell_made_of_an_unquoted_glob_are_explained(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["cluster", option, "a.parquet", "b.parquet", "--output", "out"])
+    assert caught.value.code == 2
+    assert f"error: b.parquet: one path too many behind {option} a.parquet: quote a glob" in capsys.readouterr().err
 
 
 def test_flags_reach_the_job_above_files_and_overrides(
@@ -136,11 +157,23 @@ def test_flags_reach_the_job_above_files_and_overrides(
     (tmp_path / "options.yaml").write_text("k: 5\nseed: 3\nmax_levels: 4\n")
     result = cluster(
         *("--config", str(tmp_path / "options.yaml"), "--set", "k=6", "--set", "seed=4"),
-        *("--k", "7", "--num-shards", "9", "--target-recall", "0.5", "--address", "auto", "--restart"),
+        *(
+            "--input",
+            "in2.parquet",
+            "--k",
+            "7",
+            "--num-shards",
+            "9",
+            "--target-recall",
+            "0.5",
+            "--address",
+            "auto",
+            "--restart",
+        ),
     )
     assert (result.exit_code, result.stderr) == (0, "")
-    input_uri, model_uri, output_uri, config, address, debug, restart = seen
-    assert (input_uri, model_uri, output_uri) == ("in.parquet", "model.pth", "out")
+    input_uris, model_uri, output_uri, config, address, debug, restart = seen
+    assert (input_uris, model_uri, output_uri) == (["in.parquet", "in2.parquet"], "model.pth", "out")
     assert (config.k, config.seed, config.max_levels) == (7, 4, 4)
     assert (config.num_shards, config.target_recall) == (9, 0.5)
     assert (address, debug, restart) == ("auto", False, True)

@@ -95,7 +95,7 @@ def test_what_nobody_set_is_a_comment_so_that_others_may_bring_it() -> None:
 def test_the_schema_describes_every_option() -> None:
     schema = json.loads(config_schema())
     groups = [schema, *schema["$defs"].values()]
-    assert len(groups) == 4
+    assert len(groups) == 5
     for group in groups:
         assert all("description" in entry or "$ref" in entry for entry in group["properties"].values())
     assert schema["properties"]["tau"]["maximum"] == 1

@@ -1,4 +1,6 @@
+import functools
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,32 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from hilander_dist import ingest as ingest_module
-from hilander_dist import source as source_module
 from hilander_dist.config import InputConfig
 from hilander_dist.errors import InputError
-from hilander_dist.ingest import Ingested, ingest, ingest_unit, load_ids, load_part, normalise_rows, split_bad_rows
+from hilander_dist.exchange import fetch_rows
+from hilander_dist.ingest import (
+    Ingested,
+    ingest,
+    ingest_unit,
+    load_ids,
+    load_part,
+    normalise_rows,
+    serve_ids,
+    split_bad_rows,
+)
 from hilander_dist.run import Run
 from hilander_dist.source import Source, open_source
+from hilander_dist.source import source as source_module
 from hilander_dist.storage import Storage
 from tests import oracle
-from tests.local_tasks import LocalTasks
+from tests.local_tasks import LocalTasks, Value, put
 from tests.points import random_rows
+
+
+def fine(table: pa.Table) -> np.ndarray:
+    """No row is known to be bad."""
+    return np.full(len(table), "", dtype=object)
+
 
 VALUES = {"f2": pa.float16(), "f4": pa.float32(), "f8": pa.float64()}
 LISTS = {"list": pa.list_, "large": pa.large_list, "fixed": lambda kind: pa.list_(kind, 2)}
@@ -47,7 +65,7 @@ def test_every_bad_row_has_its_reason_and_the_good_ones_are_unit_rows(kind: str,
     column = pa.array([[number(9), number(9)], *values], LISTS[shape](VALUES[kind]))
     chunks = pa.chunked_array([column.slice(1, 3), column.slice(4, 0), column.slice(4)])
     table = pa.table({"id": pa.array([row[0] for row in rows], pa.string()), "embedding": chunks})
-    reason_N, x_MD = split_bad_rows(table, 2, need_label=False)
+    reason_N, x_MD = split_bad_rows(table, fine(table), 2, need_label=False)
     assert reason_N.tolist() == [row[2] for row in rows]
     np.testing.assert_array_equal(x_MD, np.array([[0.6, 0.8], [0, -1]], dtype=np.float32))
     assert x_MD.dtype == np.float32
@@ -64,7 +82,7 @@ def test_a_null_label_is_bad_only_where_labels_are_needed(need_label: bool, reas
             "label": pa.array([7, None, None], pa.int64()),
         }
     )
-    assert split_bad_rows(table, 1, need_label)[0].tolist() == reasons
+    assert split_bad_rows(table, fine(table), 1, need_label)[0].tolist() == reasons
 
 
 @pytest.mark.parametrize("n", [0, 2])
@@ -72,7 +90,7 @@ def test_a_unit_without_a_good_row(n: int) -> None:
     table = pa.table(
         {"id": pa.array([None] * n, pa.string()), "embedding": pa.array([[1.0]] * n, pa.list_(pa.float64()))}
     )
-    reason_N, x_MD = split_bad_rows(table, 1, need_label=False)
+    reason_N, x_MD = split_bad_rows(table, fine(table), 1, need_label=False)
     assert (reason_N.tolist(), x_MD.shape) == (["null id"] * n, (0, 1))
 
 
@@ -164,14 +182,11 @@ def written(directory: Path, changes: dict[int, tuple[Any, Any, Any]], labelled:
         return open_source(str(directory), InputConfig(max_bad_share=0.5))
 
 
-def ingested(directory: Path, source: Source, need_label: bool = False) -> tuple[LocalTasks, Run, Ingested]:
-    """Ingest without Ray Data: the units are done as an earlier attempt would have left them."""
-    first = Run(Storage(str(directory)), {})
-    for unit in source.units:
-        ingest_unit(unit, source, first.work, first.output, need_label)
+def ingested(directory: Path, source: Source) -> tuple[LocalTasks, Run, Ingested]:
+    """Ingest in this process."""
     run = Run(Storage(str(directory)), {})
     tasks = LocalTasks(run.work)
-    return tasks, run, ingest(tasks, run, source, need_label)
+    return tasks, run, ingest(tasks, run, source)
 
 
 def bad_rows(run: Run) -> list[tuple[Any, ...]]:
@@ -253,7 +268,7 @@ def test_a_resumed_ingest_reads_its_marker_and_gives_the_same_parts(tmp_path: Pa
     _tasks, _, data = ingested(tmp_path / "out", source)
     run = Run(Storage(str(tmp_path / "out")), {})
     again_tasks = LocalTasks(run.work)
-    again = ingest(again_tasks, run, source, need_label=False)
+    again = ingest(again_tasks, run, source)
     assert set(again_tasks.calls) == {"_load_labels"}
     assert (again.rows, again.bad) == (data.rows, data.bad)
     for block, expected in zip([part() for part in again.parts], [part() for part in data.parts], strict=True):
@@ -300,9 +315,49 @@ def test_a_unit_done_again_writes_the_same_files(tmp_path: Path) -> None:
     work = output.child("_work")
     contents = []
     for _ in range(2):
-        assert ingest_unit(source.units[0], source, work, output, need_label=False) == {"null embedding": 1}
+        assert ingest_unit(source.layout, work, output, "float32", source.units[0]) == {"null embedding": 1}
         contents.append({info.path: output.read_bytes(info.path) for info in output.list()})
     assert contents[0] == contents[1]
     assert json.loads(contents[0]["_work/ingest/done-00000.json"]) == {"null embedding": 1}
     assert load_ids(work, 0, ["row", "id"])["row"].to_pylist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert load_part(work, 0, has_duplicates=True, labelled=False)["id_N"].tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+class Weighed(LocalTasks):
+    """Counts the bytes of what a driver sends with its tasks, refs aside."""
+
+    sent = 0
+
+    def call(self, function: Any, *args: Any, **options: Any) -> Any:
+        self.sent += len(pickle.dumps([function, *(arg for arg in args if not has_ref(arg))]))
+        return super().call(function, *args, **options)
+
+    def stream(self, function: Any, items: Any, stage: str) -> Any:
+        self.sent += len(pickle.dumps(function)) + sum(len(pickle.dumps(item)) for item in items)
+        return super().stream(function, items, stage)
+
+
+def has_ref(arg: Any) -> bool:
+    return isinstance(arg, Value) or (isinstance(arg, list) and any(map(has_ref, arg)))
+
+
+def test_what_the_driver_sends_grows_with_the_units_and_not_with_their_square(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "ROWS_PER_UNIT", 5)
+    sent = {}
+    for units in (20, 200):
+        ids = [f"row{i % (5 * units - 3)}" for i in range(5 * units)]  # three duplicates
+        table = pa.table({"id": ids, "embedding": pa.array([GOOD] * len(ids), pa.list_(pa.float32()))})
+        pq.write_table(table, tmp_path / f"{units}.parquet", row_group_size=5)
+        source = open_source(str(tmp_path / f"{units}.parquet"), InputConfig(max_bad_share=1))
+        assert len(source.units) == units
+        run = Run(Storage(str(tmp_path / f"out-{units}")), {})
+        tasks = Weighed(run.work)
+        data = ingest(tasks, run, source)
+        assert data.bad == {"duplicate id": 3}
+        assert tasks.calls.count("_save_duplicates") == 1  # of 20 or 200 units the one that has them
+        serve = functools.partial(serve_ids, run.work)
+        fetch_rows(tasks, [put(np.arange(5 * units - 3))], source.units, source.starts, serve)
+        sent[units] = tasks.sent
+    assert sent[200] < 12 * sent[20]

@@ -1,5 +1,6 @@
 import contextlib
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import hilander_dist
 from hilander_dist.errors import OutputError
 from hilander_dist.run import Run, code_version
 from hilander_dist.storage import Storage
+from hilander_dist.storage.local import Local
 
 FINGERPRINT: dict[str, Any] = {
     "job": "cluster",
@@ -26,6 +28,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         at = at[int(parent) if parent.isdigit() else parent]
     at[int(last) if last.isdigit() else last] = value
     return other
+
+
+def files(where: Path) -> list[str]:
+    """What the directory holds, but for the lease."""
+    return [info.path for info in Storage(str(where)).list() if not info.path.startswith("_work/lease/")]
 
 
 def test_a_new_run_claims_the_directory_and_has_nothing_saved(tmp_path: Path) -> None:
@@ -55,7 +62,7 @@ def test_a_marker_of_this_attempt_is_not_taken_for_an_earlier_one(tmp_path: Path
 
 def test_a_complete_run_is_not_touched(tmp_path: Path) -> None:
     Run(Storage(str(tmp_path)), FINGERPRINT).succeed({"clusters": 3})
-    assert Storage(str(tmp_path)).read_json("manifest.json") == {"clusters": 3}
+    assert Storage(str(tmp_path)).read_json("manifest.json") == {"clusters": 3, "attempt": 1}
     with pytest.raises(OutputError, match=r"holds a complete run.*--output") as caught:
         Run(Storage(str(tmp_path)), FINGERPRINT)
     assert str(tmp_path) in str(caught.value)
@@ -140,7 +147,7 @@ def test_restart_discards_a_run_of_any_fingerprint(complete: bool, tmp_path: Pat
         first.succeed({})
     run = Run(Storage(str(tmp_path)), FINGERPRINT, restart=True)
     assert run.saved == frozenset()
-    assert [info.path for info in run.output.list()] == ["_work/fingerprint.json"]
+    assert files(tmp_path) == ["_work/fingerprint.json"]
     assert run.output.read_json("_work/fingerprint.json") == FINGERPRINT
 
 
@@ -150,8 +157,8 @@ def test_restart_discards_a_complete_run_without_its_work_area_and_leaves_the_us
     first.output.put("my-notes.txt", b"x")
     first.succeed({})
     first.output.delete_tree("_work")
-    again = Run(Storage(str(tmp_path)), FINGERPRINT, restart=True)
-    assert [info.path for info in again.output.list()] == ["_work/fingerprint.json", "my-notes.txt"]
+    Run(Storage(str(tmp_path)), FINGERPRINT, restart=True)
+    assert files(tmp_path) == ["_work/fingerprint.json", "my-notes.txt"]
 
 
 def test_restart_leaves_other_files_alone(tmp_path: Path) -> None:
@@ -171,21 +178,22 @@ def test_an_interrupted_restart_leaves_no_marker_without_its_blocks(
     first.mark("level-0", {"nodes": 7})
     first.succeed({})
     blocks = {info.path for info in first.output.list() if "nodes" in info.path}
-    delete = Storage.delete
+    delete = Local.delete
     for _ in range(12):
         left = 2
 
-        def limited(self: Storage, path: str = "") -> None:
+        def limited(self: Local, paths: Sequence[str]) -> None:
             nonlocal left
-            if left == 0:
-                raise KeyboardInterrupt
-            left -= 1
-            delete(self, path)
+            for path in paths:
+                if left == 0:
+                    raise KeyboardInterrupt
+                left -= 1
+                delete(self, [path])
 
-        monkeypatch.setattr(Storage, "delete", limited)
+        monkeypatch.setattr(Local, "delete", limited)
         with contextlib.suppress(KeyboardInterrupt):
             Run(Storage(str(tmp_path)), FINGERPRINT, restart=True)
-        now = {info.path for info in Storage(str(tmp_path)).list()}
+        now = set(files(tmp_path))
         assert "_work/fingerprint.json" in now
         assert blocks <= now or not any("markers" in path or path == "_SUCCESS" for path in now)
     assert now == {"_work/fingerprint.json"}

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hilander_dist.errors import InputError, StorageError
-from hilander_dist.storage import Storage, check_reachable, check_readable, list_inputs
+from hilander_dist.errors import StorageError
+from hilander_dist.storage import Storage, check_reachable, check_readable
 
 # What must hold on every backend; tests/integration/test_storage_s3.py runs the same functions on S3.
 
@@ -161,38 +161,25 @@ def _race(
     answers.put((who, won))
 
 
-def inputs(storage: Storage) -> None:
-    parquet = ["p/1.parquet", "p/a/2.parquet", "p/a/b/3.parquet"]
-    ignored = ["p/_SUCCESS", "p/.crc.parquet", "p/_tmp/4.parquet", "p/a/.x/5.parquet", "p/readme.txt"]
-    for path in (*parquet, *ignored, "n/x.npy", "mixed/x.npy", "mixed/x.parquet", "odd/x.csv", "hid/_x.parquet"):
+def directories(storage: Storage) -> None:
+    for path in ("a/x", "a/b/y", "a/b/c/z", "a-1"):
         storage.put(path, b"data")
-
-    def found(uri: str) -> list[str]:
-        root, files = list_inputs(f"{storage.uri}/{uri}")
-        assert all(root.read_bytes(file.path) == b"data" for file in files)
-        assert all(file.size == 4 for file in files)
-        return [f"{root.uri}/{file.path}".removeprefix(f"{storage.uri}/") for file in files]
-
-    assert found("p") == found("p/") == found("p/**") == found("p/**/*.parquet") == parquet
-    assert found("p/*") == found("p/[0-9].*") == ["p/1.parquet"]
-    assert found("*/a/?.parquet") == ["p/a/2.parquet"]
-    assert found("p/a/b/3.parquet") == ["p/a/b/3.parquet"]
-    assert found("hid/_x.parquet") == ["hid/_x.parquet"]  # named, not found
-    assert found("n") == ["n/x.npy"]
-    assert found("mixed/*.npy") == ["mixed/x.npy"]
-    for uri, hint in {
-        "mixed": r"holds both .parquet and .npy files; name one kind with a glob, such as .*/mixed/\*\*/\*.parquet",
-        "odd": r"none of the 1 files ends in .parquet or .npy \(x.csv",
-        "odd/x.csv": "none of the 1 files ends in .parquet or .npy",
-        "p/*.npy": r"none of the 4 files below .*/p matches \(1.parquet",
-        "gone": "no such file or directory; check|no object below this prefix",
-        "gone/*.npy": "no such file or directory; check|no object below this prefix",
-        "hid": "only hidden",
-    }.items():
-        with pytest.raises(InputError, match=hint) as caught:
-            list_inputs(f"{storage.uri}/{uri}")
-        assert str(caught.value).startswith(f"{storage.uri}/{uri}: ")
-        assert "\n" not in str(caught.value)
+    assert storage.is_directory("a")
+    assert storage.is_directory("a/b")
+    assert storage.is_directory()
+    assert not storage.is_directory("a/x")
+    assert not storage.is_directory("a/y")
+    here = storage.entries("a")
+    assert ([file.path for file in here.files], here.directories, here.odd) == (["a/x"], ["a/b"], {})
+    here = storage.entries("", "a-")
+    assert ([file.path for file in here.files], here.directories) == (["a-1"], [])
+    assert storage.entries("nothing") == ([], [], {})
+    assert sorted(file.path for file in storage.scan("a").files) == ["a/b/c/z", "a/b/y", "a/x"]
+    storage.delete_all(["a/x", "a/b/y", "gone"])
+    assert [file.path for file in storage.list("a")] == ["a/b/c/z"]
+    storage.put("range", b"0123456789")
+    assert storage.read_range("range", 2, 5) == b"234"
+    assert storage.read_range("range", 8, 12) == b"89"
 
 
 def checks(storage: Storage) -> None:
@@ -212,7 +199,7 @@ CONTRACT: list[Callable[[Storage], None]] = [
     damaged,
     missing,
     put_if_absent,
-    inputs,
+    directories,
     checks,
 ]
 
@@ -271,15 +258,41 @@ def test_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
 
 
-def test_list_follows_links_to_directories_and_reports_a_loop(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
+def test_a_walk_follows_links_and_names_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "real" / "sub").mkdir(parents=True)
     (tmp_path / "real" / "x").write_bytes(b"")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link").symlink_to(tmp_path / "real")
-    assert [file.path for file in Storage(str(tmp_path / "root")).list()] == ["link/x"]
-    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
-    with pytest.raises(StorageError, match="Too many levels of symbolic links"):
-        Storage(str(tmp_path / "root")).list()
+    (tmp_path / "real" / "sub" / "loop").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "real" / "self").symlink_to("self")
+    os.mkfifo(tmp_path / "real" / "pipe")
+    found = Storage(str(tmp_path / "root")).scan()
+    assert [file.path for file in found.files] == ["link/x"]
+    assert found.odd == {
+        "link/sub/loop": "a link back to a directory above it",
+        "link/gone": "a link whose target is missing",
+        "link/self": "a link whose target is missing",
+        "link/pipe": "neither a file nor a directory",
+    }
+
+
+def test_a_directory_is_flushed_where_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    Storage(str(tmp_path)).put("a/b/x", b"1")
+    # The directories' own names, the file, then its name.
+    assert [name for name in flushed if not name.startswith(".writing-")] == [tmp_path.name, "a", "b"]
+    assert flushed[-2].startswith(".writing-")
+    flushed.clear()
+    assert Storage(str(tmp_path)).put_if_absent("a/b/y", b"1")
+    assert flushed[-1] == "b"
 
 
 def test_no_permission(tmp_path: Path) -> None:
@@ -295,7 +308,6 @@ def test_no_permission(tmp_path: Path) -> None:
             lambda: check_readable(str(closed)),
             lambda: check_readable(str(closed / "x.parquet")),
             lambda: check_readable(str(closed / "*.parquet")),
-            lambda: list_inputs(str(closed)),
             lambda: Storage(str(closed)).read_bytes("x.parquet"),
             lambda: Storage(str(closed)).put("y", b""),
         ):
@@ -310,13 +322,6 @@ def test_a_file_where_a_directory_is_needed(tmp_path: Path) -> None:
     for path in ("file", "file/out"):
         with pytest.raises(StorageError, match=f"^{tmp_path / path}: a file is where a directory is needed; move"):
             Storage(str(tmp_path / path)).check_writable()
-    with pytest.raises(StorageError, match=r"/file/x\.npy: a file is where a directory is needed; move"):
-        list_inputs(str(tmp_path / "file" / "x.npy"))
-
-
-def test_an_empty_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"^{tmp_path}: the directory is empty, or holds only hidden files"):
-        list_inputs(str(tmp_path))
 
 
 def test_errors_of_ours_are_not_hidden(tmp_path: Path) -> None:

@@ -146,11 +146,17 @@ def attempt(path: Path, x_ND: np.ndarray, shards: int = 3) -> tuple[LocalTasks, 
     return tasks, run_levels(tasks, run, source_nodes(x_ND), options(shards=shards, max_levels=3), link)
 
 
+def saved(directory: Path) -> dict[str, bytes]:
+    """All files of a run but the leases of its attempts."""
+    paths = (info.path for info in Storage(str(directory)).list())
+    return {path: (directory / path).read_bytes() for path in paths if not path.startswith("_work/lease/")}
+
+
 def test_a_run_goes_on_from_what_is_saved_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
     x_ND, _ = clustered(0, 2 * CHUNK + 33, DIM, 40)
     tasks, levels = attempt(tmp_path, x_ND)
     assert len(levels) >= 2
-    whole = {info.path: (tmp_path / info.path).read_bytes() for info in Storage(str(tmp_path)).list()}
+    whole = saved(tmp_path)
 
     resumed, again = attempt(tmp_path, x_ND)
     assert resumed.calls == []
@@ -168,7 +174,7 @@ def test_a_run_goes_on_from_what_is_saved_and_ends_in_the_same_bytes(tmp_path: P
             (tmp_path / "_work" / info.path).unlink()
     resumed, _ = attempt(tmp_path, x_ND)
     assert resumed.calls.count("search_shard") == tasks.calls.count("search_shard") - 1
-    seen = {info.path: (tmp_path / info.path).read_bytes() for info in Storage(str(tmp_path)).list()}
+    seen = saved(tmp_path)
     assert seen.keys() == whole.keys()
     differing = {path for path in whole if seen[path] != whole[path]}
     assert {path.split("/")[1] for path in differing} <= {"markers"}  # they hold times
@@ -178,7 +184,7 @@ def test_blocks_and_markers_carry_the_prefix(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     nodes = source_nodes(random_rows(0, 4, DIM))
     run_levels(LocalTasks(run.work), run, nodes, options(max_levels=1), halving, prefix="hierarchy-2/")
-    paths = {info.path for info in run.work.list()} - {"fingerprint.json"}
+    paths = {path.removeprefix("_work/") for path in saved(tmp_path)} - {"fingerprint.json"}
     assert "markers/hierarchy-2/level-0.json" in paths
     assert all("hierarchy-2/level-0" in path for path in paths)
 

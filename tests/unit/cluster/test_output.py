@@ -16,10 +16,10 @@ from hilander_dist.cluster.links import link_by_model
 from hilander_dist.cluster.output import cluster_table, extend_chain, write_assignments, write_outputs
 from hilander_dist.config import InputConfig
 from hilander_dist.evaluate import evaluate_tables
-from hilander_dist.ingest import ingest, ingest_unit
+from hilander_dist.ingest import ingest
 from hilander_dist.knn.layout import CHUNK
 from hilander_dist.run import Run
-from hilander_dist.source import Source, open_source
+from hilander_dist.source import Unit, open_source
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Block
 from tests.local_tasks import LocalTasks, put, put_all
@@ -137,11 +137,7 @@ def test_parents_of_several_owners_are_looked_up_in_their_order() -> None:
     assert chain["top_N"].tolist() == [90, 20, 90]
 
 
-def ingest_input(directory: Path, source: Source) -> Run:
-    """A run directory whose units are ingested; see tests of ingest."""
-    run = Run(Storage(str(directory)), {})
-    for unit in source.units:
-        ingest_unit(unit, source, run.work, run.output, need_label=False)
+def new_run(directory: Path) -> Run:
     return Run(Storage(str(directory)), {})
 
 
@@ -170,9 +166,9 @@ def test_a_made_up_hierarchy_is_written_in_input_order(
     maps = random_hierarchy(5, [n, 20, 9, 3])
     written = []
     for shards in (1, 3):
-        run = ingest_input(tmp_path / f"out{shards}", source)
+        run = new_run(tmp_path / f"out{shards}")
         tasks = LocalTasks(run.work)
-        data = ingest(tasks, run, source, need_label=False)
+        data = ingest(tasks, run, source)
         levels = level_outputs(5, maps, shards)
         write_outputs(tasks, run.output, run.work, data, levels)
         written.append(files(run))
@@ -219,10 +215,10 @@ def test_labels_that_are_all_null_give_no_metrics(tmp_path: Path) -> None:
     columns = {"id": [1, 2], "embedding": [[1.0], [2.0]], "label": pa.array([None, None], pa.string())}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     source = open_source(str(tmp_path), InputConfig())
-    run = ingest_input(tmp_path / "out", source)
+    run = new_run(tmp_path / "out")
     tasks = LocalTasks(run.work)
     levels = level_outputs(0, [np.array([0, 1])], 1)
-    write_outputs(tasks, run.output, run.work, ingest(tasks, run, source, need_label=False), levels)
+    write_outputs(tasks, run.output, run.work, ingest(tasks, run, source), levels)
     assert [path.partition("/")[0] for path in files(run)] == ["assignments", "clusters"]
     assert read(run, "assignments")["id"].type == pa.int64()
 
@@ -241,7 +237,7 @@ def test_assignments_that_do_not_match_the_rows_of_the_unit_are_not_written(tmp_
     ]
     output = Storage(str(tmp_path / "out"))
     with pytest.raises(AssertionError, match="unit 0: assignments do not match its rows"):
-        write_assignments(output, work, 0, inbox, None, 1)
+        write_assignments(output, work, Unit(0, "a", "parquet", 0, 0, 3, (0, 1)), inbox, None, 1)
     assert output.list() == []
 
 
@@ -259,10 +255,10 @@ def test_a_run_writes_the_same_files_for_any_sharding_and_loses_no_row(tmp_path:
     model = random_model(DIM, "gcn")
     written = []
     for shards in (1, 3):
-        run = ingest_input(tmp_path / f"out{shards}", source)
+        run = new_run(tmp_path / f"out{shards}")
         tasks = LocalTasks()
         tasks.store = run.work
-        data = ingest(tasks, run, source, need_label=False)
+        data = ingest(tasks, run, source)
         nodes = Nodes(data.parts, data.rows, source.dim, source.rows)
         link = link_by_model(model, put(model), 0.2, "default")
         levels = run_levels(tasks, run, nodes, options(shards=shards), link)

@@ -27,7 +27,7 @@ from hilander_dist.cluster.whitening import (
 from hilander_dist.errors import ClusterError
 from hilander_dist.ingest import normalise_rows
 from hilander_dist.knn.graph import GraphOptions
-from hilander_dist.knn.layout import CHUNK, load_map, load_quantizer
+from hilander_dist.knn.layout import CHUNK, load_quantizer, load_space, save_quantizer
 from hilander_dist.knn.quantizer import flat_quantizer
 from hilander_dist.lander.episodes import exact_neighbours
 from hilander_dist.run import Run
@@ -145,15 +145,20 @@ def test_vectors_keep_their_dtype(rows: Block, tmp_path: Path) -> None:
 def test_a_later_run_takes_the_map_of_an_earlier_one(rows: Block, tmp_path: Path) -> None:
     file = Storage(str(tmp_path / "quantizer.safetensors"))
     swap_DD = np.eye(DIM, dtype=np.float32)[::-1]
-    file.write_block("", {**flat_quantizer(DIM).as_block(), "map_DD": swap_DD})
+    save_quantizer(file, flat_quantizer(DIM).as_block(), "whitened", swap_DD)
     found, numbers, _ = whitened(rows, tmp_path / "run", 1, 2, quantizer=file)
     assert numbers == {"learned_from": "earlier run", "kept": True}
     np.testing.assert_allclose(found["x_ND"], rows["x_ND"][:, ::-1], atol=1e-6)
     assert "map_DD" not in load_quantizer(file, DIM)
-    # Vectors of that run were as they came: a map is learned.
-    file.write_block("", flat_quantizer(DIM).as_block())
-    assert load_map(file) is None
-    assert whitened(rows, tmp_path / "other", 1, 2, quantizer=file)[1]["rows"] > 0
+    # That run found that whitening does not pay: nor is it tried again.
+    save_quantizer(file, flat_quantizer(DIM).as_block(), "declined")
+    assert load_space(file) == ("declined", {})
+    found, numbers, _ = whitened(rows, tmp_path / "other", 1, 2, quantizer=file)
+    assert numbers == {"learned_from": "earlier run", "kept": False}
+    np.testing.assert_array_equal(found["x_ND"], rows["x_ND"])
+    save_quantizer(file, flat_quantizer(DIM).as_block(), "plain")
+    assert load_space(file) == ("plain", {})
+    assert set(load_quantizer(file, DIM)) == set(flat_quantizer(DIM).as_block())
 
 
 def test_regions_are_whole_and_the_same_for_any_parts(rows: Block, monkeypatch: pytest.MonkeyPatch) -> None:

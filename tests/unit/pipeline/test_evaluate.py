@@ -83,13 +83,15 @@ def test_labels_of_files_that_do_not_fit_together_are_refused(run_directory: Pat
 def test_labels_without_the_columns_are_refused_by_file(run_directory: Path, tmp_path: Path) -> None:
     path = tmp_path / "labels.parquet"
     pq.write_table(labels().rename_columns(["id", "kind"]), path)
-    with pytest.raises(InputError, match=r"labels\.parquet: no column 'label'; needed: id, label"):
+    with pytest.raises(
+        InputError, match=r"labels\.parquet: no column 'label' \(there are: id, kind\): name yours with --set"
+    ):
         evaluate_uris(str(run_directory), str(path))
 
 
 def test_a_file_that_is_no_parquet_is_refused_by_name(run_directory: Path, labels_file: Path) -> None:
     (run_directory / "assignments" / "part-00001.parquet").write_bytes(b"PAR1 but no more")
-    with pytest.raises(InputError, match=r"assignments/part-00001\.parquet: not a readable Parquet file") as caught:
+    with pytest.raises(InputError, match=r"assignments/part-00001\.parquet: damaged Parquet file") as caught:
         evaluate_uris(str(run_directory), str(labels_file))
     assert "\n" not in str(caught.value)
 

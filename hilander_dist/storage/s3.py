@@ -1,64 +1,29 @@
-"""Where files live, a mounted file system or S3: the two backends of ``storage.Storage``.
+"""The keys below a prefix of a bucket, as a ``backend.Backend``.
 
-Both have the same methods. A backend tries once and raises what the operating system, botocore or s3fs raises: to try
-again and to explain is the caller's part. Ranged reads alone are tried again here, each range by itself.
+To try again and to explain is the caller's part. Ranged reads alone are tried again here, each range by itself.
 """
 
-import contextlib
 import functools
 import io
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from stat import S_ISREG
 from typing import Any, BinaryIO, TypeVar, cast
 
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from fsspec.asyn import sync
 
-from hilander_dist.errors import StorageError
-from hilander_dist.storage_errors import response
+from hilander_dist.storage.backend import TEMPORARY, Entries, FileInfo, Listing
+from hilander_dist.storage.errors import response
+from hilander_dist.storage.local import relative
 
 _CHECK_S = 12.0
 _CONNECT_S, _READ_S = 5, 15
 _SLOWEST_BYTES_PER_S = 1 << 20  # an attempt may last 60 s plus its size over this
 _READ_AHEAD = 1 << 22  # a ranged read has the latency of 4 MiB
-_TEMPORARY = ".writing-"
 
 _T = TypeVar("_T")
 _Retry = Callable[[Callable[[], bytes]], bytes]
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class FileInfo:
-    """A file: path relative to the storage that listed it, size in bytes, and a tag that changes with the content."""
-
-    path: str
-    size: int
-    tag: str
-    """S3: the ETag. Local: modification time in ns and size."""
-
-
-Files = list[FileInfo]  # `list` means a method inside the classes below
-
-
-def backend_of(uri: str) -> "tuple[str, _Local | _S3]":
-    """Return a URI in its plain form, and the backend for what is below it.
-
-    Raises:
-        StorageError: the URI is neither a local path, nor file:///path, nor s3://bucket/prefix.
-    """
-    scheme, separator, rest = uri.partition("://")
-    if not separator or (scheme == "file" and rest.startswith("/")):
-        root = os.path.abspath(os.path.expanduser(rest if separator else uri))  # noqa: PTH100, PTH111 (Path keeps "..")
-        return root, _Local(root)
-    if scheme == "s3" and rest.strip("/"):
-        bucket, _, prefix = rest.strip("/").partition("/")
-        return f"s3://{rest.strip('/')}", _S3(bucket, prefix)
-    raise StorageError(f"{uri}: not a location that can be used; give a local path, file:///path or s3://bucket/prefix")
 
 
 def look_for_credentials_again() -> None:
@@ -66,102 +31,14 @@ def look_for_credentials_again() -> None:
     _s3_with.cache_clear()
 
 
-class _Local:
-    """A directory of a mounted file system."""
-
-    def __init__(self, root: str) -> None:
-        self._root = root
-
-    def _at(self, path: str) -> Path:
-        return Path(self._root, _relative(path))
-
-    def info(self, path: str) -> FileInfo | None:
-        try:
-            stat = self._at(path).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return FileInfo(path, stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}") if S_ISREG(stat.st_mode) else None
-
-    def list(self, path: str) -> Files:
-        top = self._at(path)
-        if not top.is_dir():
-            return []
-        files = []
-        for directory, _, names in os.walk(top, onerror=_raise_unless_gone, followlinks=True):
-            for name in names:
-                full = Path(directory, name)
-                # A file may go away while the walk is under way (a temporary one, or another task's).
-                if not name.startswith(_TEMPORARY) and (info := self.info(str(full.relative_to(self._root)))):
-                    files.append(info)
-        return files
-
-    def read(self, path: str) -> bytes:
-        return self._at(path).read_bytes()
-
-    def open(self, path: str, _: _Retry) -> BinaryIO:
-        return self._at(path).open("rb")
-
-    def put(self, path: str, buffers: Sequence[bytes | memoryview]) -> None:
-        with self._written(path, buffers) as temporary:
-            temporary.replace(self._at(path))
-
-    def put_if_absent(self, path: str, data: bytes, _: str) -> bool:
-        with self._written(path, [data]) as temporary:
-            try:
-                self._at(path).hardlink_to(
-                    temporary
-                )  # fails where the name exists, and shows the whole content where not
-            except FileExistsError:
-                return False
-            return True
-
-    def delete(self, path: str) -> None:
-        self._at(path).unlink(missing_ok=True)
-
-    def delete_tree(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._at(path))
-
-    def sweep(self) -> None:
-        for left in self._at("").rglob(f"{_TEMPORARY}*"):
-            left.unlink(missing_ok=True)
-
-    def check_readable(self) -> None:
-        top = self._at("")
-        if top.is_dir():
-            with os.scandir(top):
-                pass
-        else:
-            with top.open("rb"):
-                pass
-
-    def check_writable(self) -> None:
-        with self._written("probe", [b"probe"]):
-            pass
-
-    @contextlib.contextmanager
-    def _written(self, path: str, buffers: Sequence[bytes | memoryview]) -> Iterator[Path]:
-        """Write `buffers`, one after another, to a temporary file in the directory of `path`; it is gone afterwards."""
-        temporary = self._at(path).with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.writelines(buffers)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-class _S3:
+class S3:
     """The keys below a prefix of a bucket."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self._bucket, self._prefix = bucket, prefix
 
     def _key(self, path: str) -> str:
-        return f"{self._prefix}/{_relative(path)}".strip("/")
+        return f"{self._prefix}/{relative(path)}".strip("/")
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
         return cast("dict[str, Any]", _s3().call_s3(method, Bucket=self._bucket, timeout=_attempt_s(0), **arguments))
@@ -175,24 +52,53 @@ class _S3:
             return None
         return FileInfo(path, head["ContentLength"], head["ETag"].strip('"'))
 
-    def list(self, path: str) -> Files:
+    def is_directory(self, path: str) -> bool:
+        page = self._call("list_objects_v2", Prefix=self._below(path), MaxKeys=1)
+        return bool(page.get("Contents"))
+
+    def scan(self, path: str) -> Listing:
+        files: list[FileInfo] = []
+        for page in self._pages(Prefix=self._below(path)):
+            files += self._files(page)
+        return Listing(files, {})
+
+    def entries(self, path: str, prefix: str) -> Entries:
+        found = Entries([], [], {})
+        for page in self._pages(Prefix=self._below(path) + prefix, Delimiter="/"):
+            found.files.extend(self._files(page))
+            found.directories.extend(item["Prefix"][self._start : -1] for item in page.get("CommonPrefixes", []))
+        return found
+
+    @property
+    def _start(self) -> int:
+        """Where the path begins in a key."""
+        return len(self._prefix) + 1 if self._prefix else 0
+
+    def _below(self, path: str) -> str:
+        """What the keys below a directory begin with."""
         key = self._key(path)
-        start = len(self._prefix) + 1 if self._prefix else 0
-        request: dict[str, Any] = {"Prefix": f"{key}/" if key else ""}
-        files: Files = []
+        return f"{key}/" if key else ""
+
+    def _pages(self, **request: Any) -> Iterator[dict[str, Any]]:
         while True:
             page = self._call("list_objects_v2", **request)
-            files += [
-                FileInfo(item["Key"][start:], item["Size"], item["ETag"].strip('"'))
-                for item in page.get("Contents", [])
-                if not item["Key"].endswith("/")  # some tools mark directories by empty objects
-            ]
+            yield page
             if not page.get("IsTruncated"):
-                return files
+                return
             request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _files(self, page: dict[str, Any]) -> list[FileInfo]:
+        return [
+            FileInfo(item["Key"][self._start :], item["Size"], item["ETag"].strip('"'))
+            for item in page.get("Contents", [])
+            if not item["Key"].endswith("/")  # some tools mark directories by empty objects
+        ]
 
     def read(self, path: str) -> bytes:
         return cast("bytes", _s3().cat_file(f"{self._bucket}/{self._key(path)}", max_concurrency=1))
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        return cast("bytes", _s3().cat_file(f"{self._bucket}/{self._key(path)}", start=start, end=stop))
 
     def open(self, path: str, retry: _Retry) -> BinaryIO:
         head = self._call("head_object", Key=self._key(path))
@@ -220,15 +126,15 @@ class _S3:
                 return False
         return True
 
-    def delete(self, path: str) -> None:
-        self._call("delete_object", Key=self._key(path))
-
-    def delete_tree(self, path: str) -> None:
-        keys = [{"Key": self._key(file.path)} for file in self.list(path)]
+    def delete(self, paths: Sequence[str]) -> None:
+        keys = [{"Key": self._key(path)} for path in paths]
         for start in range(0, len(keys), 1000):
             answer = self._call("delete_objects", Delete={"Objects": keys[start : start + 1000], "Quiet": True})
             for failure in answer.get("Errors", []):
                 raise boto.ClientError({"Error": failure}, "DeleteObjects")
+
+    def delete_tree(self, path: str) -> None:
+        self.delete([file.path for file in self.scan(path).files])
 
     def sweep(self) -> None:
         pass  # a put that was cut off leaves no key
@@ -244,7 +150,7 @@ class _S3:
     def check_writable(self) -> None:
         async def check(s3: Any) -> None:
             await self._first_key(s3)
-            probe = {"Bucket": self._bucket, "Key": self._key(f"{_TEMPORARY}{uuid.uuid4().hex}")}
+            probe = {"Bucket": self._bucket, "Key": self._key(f"{TEMPORARY}{uuid.uuid4().hex}")}
             await s3._call_s3("put_object", Body=b"probe", **probe)
             await s3._call_s3("delete_object", **probe)
 
@@ -267,12 +173,6 @@ class _S3:
                 return cast("bytes", await body.read())
 
         return _sync(fetch, _attempt_s(stop - start))
-
-
-def _relative(path: str) -> str:
-    assert not path.startswith("/"), path
-    assert ".." not in path.split("/"), path
-    return path
 
 
 class _RangedFile(io.RawIOBase):
@@ -323,11 +223,6 @@ def _s3_with(_: tuple[tuple[str, str], ...]) -> Any:
     )
     filesystem.retries = 1
     return filesystem
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
 
 
 def _sync(work: Callable[[Any], Coroutine[Any, Any, _T]], timeout_s: float) -> _T:

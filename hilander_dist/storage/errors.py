@@ -5,12 +5,14 @@ import os
 
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 
+from hilander_dist.errors import redact
+
 
 def diagnose(error: Exception) -> tuple[str, str, bool]:
     """Return cause, remedy and whether time may heal it; no cause for what is no failure of the storage."""
     import aiohttp  # 0.3 s that runs without an error are spared
 
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "of AWS"
+    endpoint = redact(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "of AWS")
     code, status, message = response(error)
     if code:
         passing = code in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
@@ -54,8 +56,8 @@ def response(error: BaseException | None) -> tuple[str, int, str]:
 
 
 def one_line(text: object) -> str:
-    """The text without line breaks, cut to 300 characters."""
-    return " ".join(str(text).split())[:300]
+    """The text without line breaks and passwords, cut to 300 characters."""
+    return redact(" ".join(str(text).split()))[:300]
 
 
 _KEY_REMEDY = (

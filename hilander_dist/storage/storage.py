@@ -7,7 +7,7 @@
 Notable:
 
 - A write is atomic: a reader finds the old file, the new one or none. A listing is never cached.
-- Every failure becomes one line that names the URI, the cause and the remedy (storage_errors.py). What time may heal (an
+- Every failure becomes one line that names the URI, the cause and the remedy (errors.py). What time may heal (an
   outage, throttling) is tried again for 60 s, except in the `check_*` functions, which answer within 20 s (`_guard`).
 - S3 is set up by the usual AWS_* variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...) alone.
 """
@@ -17,12 +17,11 @@ import functools
 import glob
 import io
 import json
+import os
 import random
-import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -30,21 +29,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 from botocore import exceptions as boto  # type: ignore[import-untyped]
-from fsspec.utils import glob_translate
 from safetensors import SafetensorError
 
-from hilander_dist.errors import HilanderError, InputError, StorageError
-from hilander_dist.storage_backends import FileInfo, Files, backend_of, look_for_credentials_again
-from hilander_dist.storage_errors import diagnose, one_line
-
-__all__ = ["FileInfo", "Storage", "check_reachable", "check_readable", "list_inputs"]
+from hilander_dist.errors import HilanderError, StorageError, redact
+from hilander_dist.storage.backend import Backend, Entries, FileInfo, Listing
+from hilander_dist.storage.errors import diagnose, one_line
+from hilander_dist.storage.local import Local
+from hilander_dist.storage.s3 import S3, look_for_credentials_again
 
 _PATIENCE_S = 60.0  # a restarting S3 server or a throttled prefix is back within a minute
-_SUFFIXES = (".parquet", ".npy")
 _SAFETENSORS_TYPES = {
     f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
 }
 _SAFETENSORS_TYPES |= {"float16": "F16", "float32": "F32", "float64": "F64", "bool": "BOOL"}
+
+Files = list[FileInfo]  # `list` means a method inside the class below
 
 _T = TypeVar("_T")
 
@@ -57,7 +56,8 @@ class Storage:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri, self._backend = backend_of(uri)
+        self._backend: Backend
+        self.uri, self._backend = _backend_of(uri)
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
@@ -70,13 +70,33 @@ class Storage:
         """Tell whether `path` is a file. A directory is none: S3 has no directories."""
         return self._run(path, lambda: self._backend.info(path)) is not None
 
+    def info(self, path: str = "") -> FileInfo | None:
+        """Size and tag of a file; None where `path` is none."""
+        return self._run(path, lambda: self._backend.info(path))
+
+    def is_directory(self, path: str = "") -> bool:
+        """Tell whether `path` is a directory; on S3, whether a key begins with it and a slash."""
+        return self._run(path, lambda: self._backend.is_directory(path))
+
     def list(self, path: str = "") -> Files:
         """List the files below the directory `path`, recursively, sorted by path; [] where there are none."""
-        return sorted(self._run(path, lambda: self._backend.list(path)))
+        return sorted(self.scan(path).files)
+
+    def scan(self, path: str = "") -> Listing:
+        """List all that is below the directory `path`, recursively, unsorted; also what is no file."""
+        return self._run(path, lambda: self._backend.scan(path))
+
+    def entries(self, path: str = "", prefix: str = "") -> Entries:
+        """List what stands in the directory `path` with a name that begins with `prefix`, unsorted; nothing below it."""
+        return self._run(path, lambda: self._backend.entries(path, prefix))
 
     def read_bytes(self, path: str = "") -> bytes:
         """Read a whole file, on S3 in one stream. The peak of memory is twice its size."""
         return self._run(path, lambda: self._backend.read(path))
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Read the bytes start .. stop - 1 of a file that is not empty, fewer where it ends before."""
+        return self._run(path, lambda: self._backend.read_range(path, start, stop))
 
     def open(self, path: str = "") -> BinaryIO:
         """Open a file for random access; on S3 a read fetches a range, 4 MiB at least. The file must not change."""
@@ -93,7 +113,12 @@ class Storage:
 
     def delete(self, path: str = "") -> None:
         """Delete a file; a missing one is no error."""
-        self._run(path, lambda: self._backend.delete(path))
+        self._run(path, lambda: self._backend.delete([path]))
+
+    def delete_all(self, paths: Iterable[str]) -> None:
+        """Delete files, on S3 a thousand in a request; missing ones are no error."""
+        rest = list(paths)
+        self._run("", lambda: self._backend.delete(rest))
 
     def delete_tree(self, path: str = "") -> None:
         """Delete the directory `path` with all files below it; a missing one is no error."""
@@ -159,49 +184,19 @@ class Storage:
 
 def check_readable(uri: str) -> None:
     """Raise StorageError within 20 s unless `uri` (a file, a directory or a glob) exists and can be listed and read."""
-    storage = Storage(_split_glob(uri)[0])
-    _guard(uri, storage._backend.check_readable, patience_s=0)
+    base, pattern = split_glob(uri)
+    try:
+        _guard(uri, Storage(uri)._backend.check_readable, patience_s=0)
+    except _MissingError:
+        if not pattern:
+            raise
+        _guard(uri, Storage(base)._backend.check_readable, patience_s=0)
 
 
 def check_reachable(uri: str) -> None:
     """Raise StorageError within 20 s unless the place of `uri` answers; that nothing is there is no error."""
     with contextlib.suppress(_MissingError):
         check_readable(uri)
-
-
-def list_inputs(uri: str) -> tuple[Storage, list[FileInfo]]:
-    """Find the input files that `uri` means.
-
-    Args:
-        uri: a file, a directory (everything below it), or a glob (`*`, `?`, `[ab]`, and `**` for any directories).
-
-    Returns:
-        A storage and the files in it, sorted by path: all .parquet or all .npy. Of directories and globs, names that
-        begin with "." or "_" are left out, and so are other suffixes.
-
-    Raises:
-        InputError: nothing matches, or both kinds do.
-        StorageError: the location cannot be read.
-    """
-    base, pattern = _split_glob(uri)
-    storage = Storage(base)
-    check_reachable(uri)
-    single = None if pattern else storage._run("", lambda: storage._backend.info(""))
-    if single is not None:
-        parent, _, name = storage.uri.rpartition("/")
-        storage, files = Storage(parent or "/"), [FileInfo(name, single.size, single.tag)]
-    else:
-        files = [
-            file for file in storage.list() if not any(part.startswith((".", "_")) for part in file.path.split("/"))
-        ]
-    matching = files if not pattern else [file for file in files if re.match(glob_translate(pattern), file.path)]
-    found = [file for file in matching if file.path.endswith(_SUFFIXES)]
-    if not found:
-        raise InputError(f"{uri}: {_why_nothing_matches(base, files, matching)}")
-    if len({file.path.rpartition(".")[2] for file in found}) > 1:
-        example = f"{base.rstrip('/')}/**/*.parquet"
-        raise InputError(f"{uri}: holds both .parquet and .npy files; name one kind with a glob, such as {example}")
-    return storage, found
 
 
 def _safetensors_buffers(block: dict[str, np.ndarray]) -> list[bytes | memoryview]:
@@ -223,26 +218,28 @@ def _safetensors_buffers(block: dict[str, np.ndarray]) -> list[bytes | memoryvie
     return [len(text).to_bytes(8, "little"), text, *(arrays[name].reshape(-1).view(np.uint8).data for name in order)]
 
 
-def _why_nothing_matches(base: str, files: Files, matching: Files) -> str:
-    if matching:
-        return f"none of the {len(matching)} files ends in .parquet or .npy ({matching[0].path}, ...); convert them"
-    if files:
-        return f"none of the {len(files)} files below {base} matches ({files[0].path}, ...); check the pattern"
-    if base.startswith("s3://"):
-        return (
-            "there is no object below this prefix, or only hidden ones ('.', '_'); check the bucket name and the prefix"
-        )
-    if Path(Storage(base).uri).is_dir():
-        return "the directory is empty, or holds only hidden files ('.', '_'); check the path"
-    return "no such file or directory; check the path, and that every node of the cluster sees it"
-
-
-def _split_glob(uri: str) -> tuple[str, str]:
+def split_glob(uri: str) -> tuple[str, str]:
     """Split a URI into the directory above its first wildcard and the pattern below it ("" without a wildcard)."""
     parts = uri.split("/")
     first = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     base = "/".join(parts[:first])
     return base or ("/" if uri.startswith("/") else "."), "/".join(parts[first:])
+
+
+def _backend_of(uri: str) -> tuple[str, Backend]:
+    """Return a URI in its plain form, and the backend for what is below it.
+
+    Raises:
+        StorageError: the URI is neither a local path, nor file:///path, nor s3://bucket/prefix.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator or (scheme == "file" and rest.startswith("/")):
+        root = os.path.abspath(os.path.expanduser(rest if separator else uri))  # noqa: PTH100, PTH111 (Path keeps "..")
+        return root, Local(root)
+    if scheme == "s3" and rest.strip("/"):
+        bucket, _, prefix = rest.strip("/").partition("/")
+        return f"s3://{rest.strip('/')}", S3(bucket, prefix)
+    raise StorageError(f"{uri}: not a location that can be used; give a local path, file:///path or s3://bucket/prefix")
 
 
 def _guard(uri: str, action: Callable[[], _T], patience_s: float) -> _T:
@@ -263,7 +260,8 @@ def _guard(uri: str, action: Callable[[], _T], patience_s: float) -> _T:
             if not passing or now + pause_s > deadline:
                 kind = _MissingError if cause.startswith("no such ") else StorageError
                 tried = f" (tried for {patience_s:.0f} s)" if passing and patience_s else ""
-                raise kind(f"{uri}: {cause}{tried}; {remedy}") from error
+                hidden = redact(str(error)) != str(error)  # a traceback would print the password
+                raise kind(f"{uri}: {cause}{tried}; {remedy}") from None if hidden else error
             if isinstance(error, boto.NoCredentialsError):
                 look_for_credentials_again()
         time.sleep(pause_s * random.uniform(0.5, 1.0))  # spread out, as all tasks fail at the same moment
