@@ -111,7 +111,7 @@ def test_a_search_on_a_gpu_is_refused_where_the_cluster_has_none(tmp_path: Path)
     file = write_points(tmp_path / "in.parquet", points.random_rows(0, 50, 4))
     refused = hilander("graph", "--input", file, "--output", tmp_path / "out", "--set", "knn_device=cuda")
     assert refused.code == 1
-    assert "the Ray cluster has no GPU" in refused.error
+    assert "knn_device is cuda and no node of the Ray cluster has a GPU" in refused.error
 
 
 def test_vectors_in_float16_give_nearly_the_same_graph_in_half_the_space(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_b7_cells_with_fewer_rows_than_k_give_short_rows(
     cluster: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "choose_nlist", lambda n: max(1, n // 10))
-    x_ND = rows(400)
+    x_ND = rows(1200)
     outcome = cluster(
         write_points(tmp_path / "in.parquet", x_ND), "--target-recall", 0.05, "--k", 30, "--max-levels", 1
     )
@@ -106,7 +106,7 @@ def test_b7_cells_with_fewer_rows_than_k_give_short_rows(
     assert pad_NK.any(axis=1).mean() > 0.5
     assert not (pad_NK[:, :-1] & ~pad_NK[:, 1:]).any()
     assert (graph["sim_NK"][pad_NK] == 0).all()
-    near_NK = oracle.pair_sims(nodes["x_ND"], nodes["x_ND"])[np.arange(400)[:, None], graph["nbr_NK"]]
+    near_NK = oracle.pair_sims(nodes["x_ND"], nodes["x_ND"])[np.arange(1200)[:, None], graph["nbr_NK"]]
     np.testing.assert_array_equal(graph["sim_NK"][~pad_NK], near_NK[~pad_NK])
-    assert (graph["nbr_NK"] != np.arange(400)[:, None]).all()
-    assert len(read_assignments(tmp_path / "run")) == 400
+    assert (graph["nbr_NK"] != np.arange(1200)[:, None]).all()
+    assert len(read_assignments(tmp_path / "run")) == 1200
