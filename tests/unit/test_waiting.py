@@ -18,6 +18,7 @@ def nodes_of(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float]) -> N
 
 def report_of(monkeypatch: pytest.MonkeyPatch, report: Any) -> None:
     monkeypatch.setattr(waiting, "is_autoscaler_v2", lambda fetch_from_server: False)
+    monkeypatch.setattr(waiting, "is_own_ray", lambda: False)
     monkeypatch.setattr(waiting, "_internal_kv_get", lambda key: report and json.dumps(report).encode())
 
 
