@@ -6,7 +6,10 @@ types. A column of Arrow's null type, as a part without any value has it, is nul
 """
 
 import json
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +22,15 @@ NOT_UTF8 = "is not UTF-8"
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """What Hive and Spark write in a directory's name for null."""
+
+
+class KeyType(NamedTuple):
+    """What a file says of the type of its ids or labels."""
+
+    kind: str
+    """"int64", "string", "null" where there is no column or no value in it, or the Arrow type of an unusable one."""
+    from_name: bool = False
+    """Whether its directory's name gives the value: an integer there may as well be a string."""
 
 
 def key_type(kind: pa.DataType) -> str | None:
@@ -74,8 +86,46 @@ def read_partition(path: str) -> dict[str, str | None]:
     for part in path.split("/")[:-1]:
         name, sign, value = part.partition("=")
         if sign and name:
-            found[name] = None if value == HIVE_NULL else _unquoted(value)
+            found[name] = None if value == HIVE_NULL else unquote(value)
     return found
+
+
+def given_type(value: str | None) -> KeyType:
+    """The type of what a directory's name gives; what is only written like an integer, as 007, is a string, as is what may
+    not fit an int64."""
+    if value is None:
+        return KeyType("null")
+    is_int = re.fullmatch(r"0|-?[1-9][0-9]{0,17}", value) is not None
+    return KeyType("int64" if is_int else "string", from_name=True)
+
+
+def constant_column(value: str | None, rows: int) -> pa.ChunkedArray:
+    """A column of one value that a directory's name gives, or of nulls."""
+    return pa.chunked_array([pa.array([value] * rows, pa.string())])
+
+
+def common_type(types: Sequence[tuple[str, KeyType]], what: str) -> str | None:
+    """The type of a column in all files, None where none has a value.
+
+    Args:
+        types: URI of each file, and what it says.
+        what: the column, for messages.
+
+    Raises:
+        InputError: two files differ.
+    """
+    typed = [(uri, key) for uri, key in types if key.kind != "null"]
+    if all(key.from_name for _, key in typed):
+        kinds = {key.kind for _, key in typed}
+        return "string" if "string" in kinds else next(iter(kinds), None)
+    first_uri, first = next((uri, key) for uri, key in typed if not key.from_name)
+    for uri, key in typed:
+        if key.kind != first.kind and not (key.from_name and first.kind == "string"):
+            raise InputError(
+                f"{uri}: its {what} column differs in type from that of {first_uri} "
+                f"({key.kind} and {first.kind}): write both files alike"
+            )
+    return first.kind
 
 
 def embedding_dim(kind: pa.DataType, where: str, name: str, metadata: dict[bytes, bytes] | None = None) -> int:
@@ -153,12 +203,6 @@ def _tensor_shape(kind: pa.DataType, metadata: dict[bytes, bytes]) -> list[int] 
         return None
     shape = described.get("shape") if isinstance(described, dict) else described
     return shape if isinstance(shape, list) and all(isinstance(size, int) for size in shape) else None
-
-
-def _unquoted(value: str) -> str:
-    from urllib.parse import unquote
-
-    return unquote(value)
 
 
 def _is_utf8(value: bytes) -> bool:

@@ -78,7 +78,7 @@ def list_all(uris: Sequence[str]) -> Inputs:
 
 
 def list_inputs(uri: str) -> Inputs:
-    """Find the input files that ``uri`` means; their number of bytes and tags are those of the listing.
+    """Find the input files that ``uri`` means.
 
     Args:
         uri: a file, a directory (everything below it), or a glob (``*``, ``?``, ``[ab]``, and ``**`` for any directories).

@@ -6,10 +6,18 @@ import pyarrow as pa
 
 from hilander_dist.config import InputConfig
 from hilander_dist.errors import InputError
-from hilander_dist.source.columns import NOT_UTF8, read_key, read_partition
+from hilander_dist.source.columns import (
+    NOT_UTF8,
+    KeyType,
+    common_type,
+    constant_column,
+    given_type,
+    read_key,
+    read_partition,
+)
 from hilander_dist.source.files import THREADS, InputFile, list_inputs
 from hilander_dist.source.parquet import read_footer, read_groups
-from hilander_dist.source.source import KeyType, common_type, constant_column, given_type, log_left_out
+from hilander_dist.source.source import log_left_out
 
 
 def read_labels(uri: str, columns: InputConfig) -> pa.Table:
@@ -24,7 +32,8 @@ def read_labels(uri: str, columns: InputConfig) -> pa.Table:
     with ThreadPoolExecutor(THREADS) as pool:
         types = list(pool.map(lambda file: {key: _key(file, name) for key, name in names.items()}, inputs.files))
     kinds = {
-        key: common_type([(file, found[key]) for file, found in zip(inputs.files, types, strict=True)], key) or "string"
+        key: common_type([(file.uri, found[key]) for file, found in zip(inputs.files, types, strict=True)], key)
+        or "string"
         for key in names
     }
     return pa.concat_tables([_read(file, names, kinds) for file in inputs.files])

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,16 @@ import pyarrow.compute as pc
 from hilander_dist.config import InputConfig
 from hilander_dist.errors import InputError
 from hilander_dist.monitor.log import logger
-from hilander_dist.source.columns import NOT_UTF8, read_embedding, read_key, read_partition
+from hilander_dist.source.columns import (
+    NOT_UTF8,
+    KeyType,
+    common_type,
+    constant_column,
+    given_type,
+    read_embedding,
+    read_key,
+    read_partition,
+)
 from hilander_dist.source.files import THREADS, InputFile, Kind, list_all
 from hilander_dist.source.npy import read_header, read_rows
 from hilander_dist.source.parquet import first_lengths, read_footer, read_groups
@@ -135,8 +144,8 @@ def open_source(uris: str | Sequence[str], columns: InputConfig, need_label: boo
     full = [head for head in heads if head.units]
     if not full:
         raise InputError(f"{name}: no rows in {len(heads)} file(s): nothing to do")
-    id_type = common_type([(head.file, head.id) for head in full], "id") or "string"
-    label_type = common_type([(head.file, head.label) for head in full], "label")
+    id_type = common_type([(head.file.uri, head.id) for head in full], "id") or "string"
+    label_type = common_type([(head.file.uri, head.label) for head in full], "label")
     if label_type not in (None, "int64", "string"):
         logger.warning("labels left out: neither string nor integer", column=columns.label_column, type=label_type)
         label_type = None
@@ -191,21 +200,12 @@ class _Head:
     """Without any, nothing else counts."""
     dim: int
     """0 where the footer does not tell (lists of any length)."""
-    id: "KeyType"
-    label: "KeyType"
+    id: KeyType
+    label: KeyType
 
     @property
     def rows(self) -> int:
         return sum(unit.rows for unit in self.units)
-
-
-class KeyType(NamedTuple):
-    """What a file says of the type of its ids or labels."""
-
-    kind: str
-    """"int64", "string", "null" where there is no column or no value in it, or the Arrow type of an unusable one."""
-    from_name: bool = False
-    """Whether its directory's name gives the value: an integer there may as well be a string."""
 
 
 def _read_head(file: InputFile, columns: InputConfig, need_label: bool) -> _Head:
@@ -254,39 +254,6 @@ def _group_units(uri: str, sizes: Sequence[int]) -> list[Unit]:
     if rows:
         units.append(Unit(0, uri, "parquet", 0, row, rows, (first, len(sizes))))
     return units
-
-
-def given_type(value: str | None) -> KeyType:
-    """The type of what a directory's name gives; what is only written like an integer, as 007, is a string."""
-    if value is None:
-        return KeyType("null")
-    is_int = value.isascii() and value.lstrip("-").isdigit() and str(int(value)) == value
-    return KeyType("int64" if is_int else "string", from_name=True)
-
-
-def constant_column(value: str | None, rows: int) -> pa.ChunkedArray:
-    """A column of one value that a directory's name gives, or of nulls."""
-    return pa.chunked_array([pa.array([value] * rows, pa.string())])
-
-
-def common_type(types: Sequence[tuple[InputFile, KeyType]], what: str) -> str | None:
-    """The type of a column in all files, None where none has a value.
-
-    Raises:
-        InputError: two files differ.
-    """
-    typed = [(file, key) for file, key in types if key.kind != "null"]
-    if all(key.from_name for _, key in typed):
-        kinds = {key.kind for _, key in typed}
-        return "string" if "string" in kinds else next(iter(kinds), None)
-    first_file, first = next((file, key) for file, key in typed if not key.from_name)
-    for file, key in typed:
-        if key.kind != first.kind and not (key.from_name and first.kind == "string"):
-            raise InputError(
-                f"{file.uri}: its {what} column differs in type from that of {first_file.uri} "
-                f"({key.kind} and {first.kind}): write both files alike"
-            )
-    return first.kind
 
 
 def _common_dim(heads: Sequence[_Head], columns: InputConfig, name: str) -> int:

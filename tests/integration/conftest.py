@@ -28,7 +28,9 @@ import ray
 import torch
 
 from hilander_dist.cli import main
+from hilander_dist.storage import Storage
 from tests import oracle, points
+from tests.integration.s3_server import S3Server, s3_server
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,30 @@ def local_ray() -> None:
 def ray_address(local_ray: None) -> str:
     """Of the same Ray, for RAY_ADDRESS of a process that would start one of its own."""
     return str(ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server with an empty bucket."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_env(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """This process's variables are those of ``server``, and no ~/.aws is there."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.aws
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+@pytest.fixture
+def storage(server: S3Server, s3_env: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Storage:
+    """A place on ``server`` for one test."""
+    return Storage(f"s3://{server.bucket}/{request.node.name.replace('[', '-').replace(']', '')}")
 
 
 @pytest.fixture(scope="session", autouse=True)

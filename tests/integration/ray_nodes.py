@@ -6,11 +6,9 @@ It reads its configuration every second: ``Head.allow`` changes how many it may 
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,9 +22,10 @@ from ray._private.gcs_utils import create_gcs_channel
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
 
+from tests.integration import ray_head
+from tests.integration.ray_head import RAY
 from tests.integration.s3_server import free_ports
 
-RAY = str(Path(sys.executable).with_name("ray"))
 START_S = 120.0
 STORE = 128 * 2**20
 NODE_PORTS = (
@@ -43,17 +42,12 @@ GROUP = "workers"
 
 
 def clean_env() -> dict[str, str]:
-    """Of this process, without S3, another Ray and other paths."""
-    kept = {n: v for n, v in os.environ.items() if not n.startswith(("AWS_", "RAY_")) and n != "PYTHONPATH"}
-    return kept | {
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # a node that is told to end waits for 30 s otherwise
-    }
+    """As of ``ray_head``, without other paths: a node may be given the package of another place."""
+    return {name: value for name, value in ray_head.clean_env().items() if name != "PYTHONPATH"}
 
 
 class Head:
-    """A head that runs; see ``ray_head``."""
+    """A head that runs; see ``scaling_head``."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -160,7 +154,7 @@ _COMMANDS = (
 
 
 @contextlib.contextmanager
-def ray_head() -> Iterator[Head]:
+def scaling_head() -> Iterator[Head]:
     """A head that is up, and ended at the end."""
     # Sockets lie below the directory, and their paths may have 107 characters.
     directory = Path(tempfile.mkdtemp(prefix="hdn-", dir="/tmp"))

@@ -23,7 +23,7 @@ import pytest
 from hilander_dist.run import code_version
 from tests import oracle, points
 from tests.integration.conftest import write_points
-from tests.integration.ray_nodes import Head, clean_env, end, ray_head
+from tests.integration.ray_nodes import Head, clean_env, end, scaling_head
 
 ROWS, DIM = 300, 8
 HILANDER = str(Path(sys.executable).with_name("hilander"))
@@ -56,7 +56,7 @@ except HilanderError as error:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with ray_head() as head:
+    with scaling_head() as head:
         yield head
 
 

@@ -85,6 +85,7 @@ def test_a_partly_downloaded_snapshot_is_refused_by_its_file(cluster: Callable[.
     write_points(tmp_path / "snapshot" / "train-0.parquet", rows(30))
     (tmp_path / "snapshot" / "train-1.parquet").symlink_to("../blobs/7c1b")
     refused(cluster(tmp_path / "snapshot"), "snapshot/train-1.parquet: a link whose target is missing", "download")
+    assert not (tmp_path / "run" / "_work").exists()
 
 
 def test_an_output_inside_the_input_is_refused_before_anything_is_written(

@@ -3,15 +3,9 @@
 The head knows no S3 keys: the jobs bring them in their runtime environment, which also reaches the tasks' processes.
 """
 
-import contextlib
 import json
-import os
 import re
-import shutil
-import signal
 import subprocess
-import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,23 +19,11 @@ import pytest
 from hilander_dist.storage import Storage
 from tests import points
 from tests.integration.conftest import make_weights, write_points
-from tests.integration.s3_server import S3Server, free_ports, s3_server
+from tests.integration.ray_head import RAY, clean_env, ray_head
+from tests.integration.s3_server import S3Server
 
 ROWS, DIM, CLASSES = 600, 16, 20
 REPOSITORY = Path(__file__).resolve().parents[2]
-RAY = str(Path(sys.executable).with_name("ray"))
-START_S = 120
-PORT_FLAGS = (
-    "--port",
-    "--dashboard-port",
-    "--object-manager-port",
-    "--node-manager-port",
-    "--ray-client-server-port",
-    "--dashboard-agent-listen-port",
-    "--dashboard-agent-grpc-port",
-    "--runtime-env-agent-port",
-    "--metrics-export-port",
-)
 
 
 @dataclass(frozen=True)
@@ -57,31 +39,8 @@ class Job:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """The jobs' address of a head of its own, with four CPUs."""
-    # Sockets lie below the directory, and their paths may have 107 characters.
-    directory = Path(tempfile.mkdtemp(prefix="hd-", dir="/tmp"))
-    ports = dict(zip(PORT_FLAGS, free_ports(len(PORT_FLAGS)), strict=True))
-    command = [
-        *(RAY, "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={directory / 'ray'}"),
-        *(f"{flag}={port}" for flag, port in ports.items()),
-        *("--min-worker-port=0", "--max-worker-port=0"),  # any: another Ray may have those of the default range
-        *("--dashboard-host=127.0.0.1", f"--object-store-memory={512 * 2**20}"),
-    ]
-    address = f"http://127.0.0.1:{ports['--dashboard-port']}"
-    with (directory / "head.log").open("wb") as log:
-        head = subprocess.Popen(command, env=_clean_env(), stdout=log, stderr=log, cwd=directory)
-        try:
-            _wait_for(f"{address}/api/version", head, directory / "head.log")
-            yield address
-        finally:
-            head.send_signal(signal.SIGTERM)
-            head.wait(60)
-    shutil.rmtree(directory)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
+    with ray_head(4, clean_env(), dashboard=True, store_mb=512) as head:
+        yield head.jobs
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +117,7 @@ def _run_job(address: str, command: list[object]) -> Job:
     """Run ``ray job submit``, which follows the job to its end."""
     name = f"job-{time.time_ns()}"
     words = [RAY, "job", "submit", "--address", address, "--submission-id", name, *(str(word) for word in command)]
-    ended = subprocess.run(words, env=_clean_env(), cwd="/", capture_output=True, text=True, check=False, timeout=250)
+    ended = subprocess.run(words, env=clean_env(), cwd="/", capture_output=True, text=True, check=False, timeout=250)
     with urllib.request.urlopen(f"{address}/api/jobs/{name}") as answer:
         status = json.load(answer)["status"]
     with urllib.request.urlopen(f"{address}/api/jobs/{name}/logs") as answer:
@@ -170,25 +129,3 @@ def _output(server: S3Server, path: str, monkeypatch: pytest.MonkeyPatch) -> Sto
     for name, value in server.env.items():
         monkeypatch.setenv(name, value)
     return Storage(f"s3://{server.bucket}/{path}")
-
-
-def _clean_env() -> dict[str, str]:
-    """Of this process, without S3 and another Ray; `python` is the one that runs the tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
-    return kept | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # a head that is told to end waits for 30 s otherwise
-    }
-
-
-def _wait_for(url: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(url, timeout=5):
-            return
-        if head.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"ray start (exit code {head.poll()}) did not come up:\n{log.read_text()[-2000:]}")
-        time.sleep(0.5)

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 from tests import points
 from tests.integration.conftest import make_weights, read_assignments, result_bytes, write_points
-from tests.integration.s3_server import S3Server, s3_server
+from tests.integration.s3_server import S3Server
 
 ROWS, DIM, CLASSES = 600, 16, 20
 HILANDER = str(Path(sys.executable).with_name("hilander"))
@@ -34,12 +33,6 @@ class Done:
     out: str
     err: str
     seconds: float
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,42 +21,21 @@ from hilander_dist.errors import StorageError
 from hilander_dist.source import list_inputs
 from hilander_dist.storage import Storage, check_reachable, check_readable
 from hilander_dist.storage.s3 import S3
-from tests.integration.s3_server import S3Server, s3_server
-from tests.unit.source import test_files
-from tests.unit.test_storage import CONTRACT, one_winner
+from tests.integration.s3_server import S3Server
+from tests.unit.test_storage import CONTRACT, RACE, winners
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture
-def env(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.aws
-    for name, value in server.env.items():
-        monkeypatch.setenv(name, value)
-    return monkeypatch
-
-
-@pytest.fixture
-def storage(server: S3Server, env: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Storage:
-    return Storage(f"s3://{server.bucket}/{request.node.name.replace('[', '-').replace(']', '')}")
-
-
-@pytest.mark.parametrize("check", [*CONTRACT, *test_files.CONTRACT], ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
 def test_contract(check: Callable[[Storage], None], storage: Storage) -> None:
     check(storage)
+    assert [file.path for file in storage.list() if ".writing-" in file.path] == []
 
 
 def test_put_if_absent_has_one_winner_among_processes(storage: Storage, server: S3Server) -> None:
-    one_winner(storage, server.env)
+    assert winners(storage, server.env) == RACE
 
 
-def test_a_bucket_without_prefix(server: S3Server, env: pytest.MonkeyPatch) -> None:
+def test_a_bucket_without_prefix(server: S3Server, s3_env: pytest.MonkeyPatch) -> None:
     bucket = Storage(f"s3://{server.bucket}")
     bucket.check_writable()
     check_readable(bucket.uri)
@@ -98,8 +76,8 @@ def test_a_file_that_changes_while_it_is_read(storage: Storage) -> None:
             file.read()
 
 
-def test_a_missing_region_is_no_error(storage: Storage, env: pytest.MonkeyPatch) -> None:
-    env.delenv("AWS_DEFAULT_REGION")
+def test_a_missing_region_is_no_error(storage: Storage, s3_env: pytest.MonkeyPatch) -> None:
+    s3_env.delenv("AWS_DEFAULT_REGION")
     storage.put("x", b"1")
     assert storage.read_bytes("x") == b"1"
 
@@ -143,9 +121,9 @@ def test_a_put_survives_a_server_that_stalls(storage: Storage, server: S3Server)
     assert storage.read_bytes("x") == data
 
 
-def test_a_put_gives_up_in_the_end(storage: Storage, env: pytest.MonkeyPatch) -> None:
-    env.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_closed_port()}")
-    env.setattr(hilander_dist.storage.storage, "_PATIENCE_S", 2.0)
+def test_a_put_gives_up_in_the_end(storage: Storage, s3_env: pytest.MonkeyPatch) -> None:
+    s3_env.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_closed_port()}")
+    s3_env.setattr(hilander_dist.storage.storage, "_PATIENCE_S", 2.0)
     with pytest.raises(
         StorageError, match=r"/x: the S3 endpoint http.* cannot be reached .* \(tried for 2 s\); check AWS_"
     ):
@@ -153,48 +131,13 @@ def test_a_put_gives_up_in_the_end(storage: Storage, env: pytest.MonkeyPatch) ->
 
 
 def test_put_if_absent_knows_its_own_write_whose_answer_was_lost(
-    storage: Storage, server: S3Server, env: pytest.MonkeyPatch
+    storage: Storage, server: S3Server, s3_env: pytest.MonkeyPatch
 ) -> None:
     with _answer_lost_once(server.endpoint) as endpoint:
-        env.setenv("AWS_ENDPOINT_URL", endpoint)
+        s3_env.setenv("AWS_ENDPOINT_URL", endpoint)
         assert storage.put_if_absent("lock", b"mine")
         assert not storage.put_if_absent("lock", b"other")
         assert storage.read_bytes("lock") == b"mine"
-
-
-def test_a_folder_s_own_name_as_an_empty_object_is_no_file(storage: Storage) -> None:
-    storage.put("data", b"")
-    storage.put("data/x.parquet", b"PAR1")
-    storage.put("data.parquet", b"")
-    storage.put("data.parquet/part-0.parquet", b"PAR1")
-    for uri, expected in (("data", "data/x.parquet"), ("data.parquet", "data.parquet/part-0.parquet")):
-        assert [file.uri for file in list_inputs(f"{storage.uri}/{uri}").files] == [f"{storage.uri}/{expected}"]
-    assert len(list_inputs(storage.uri).files) == 2
-    # A file and a folder of one name: the file is meant, the folder is named.
-    storage.put("data", b"PAR1")
-    both = list_inputs(f"{storage.uri}/data")
-    assert ([file.uri for file in both.files], list(both.left_out)) == (
-        [f"{storage.uri}/data"],
-        [f"{storage.uri}/data/"],
-    )
-    assert [file.uri for file in list_inputs(f"{storage.uri}/data/").files] == [f"{storage.uri}/data/x.parquet"]
-
-
-def test_a_glob_lists_what_it_must_alone(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in ("a.parquet", "deep/b.parquet", "deep/deeper/c.parquet"):
-        storage.put(path, b"PAR1")
-    asked: list[tuple[str, str]] = []
-    pages = S3._pages
-
-    def noted(self: S3, **request: Any) -> Iterator[dict[str, Any]]:
-        asked.append(
-            (request["Prefix"].rpartition(f"{request['Prefix'].split('/')[0]}/")[2], request.get("Delimiter", ""))
-        )
-        return pages(self, **request)
-
-    monkeypatch.setattr(S3, "_pages", noted)
-    assert len(list_inputs(f"{storage.uri}/a*.parquet").files) == 1
-    assert asked == [("a", "/")]
 
 
 def test_many_files_are_deleted_in_few_requests(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,8 +156,8 @@ def test_many_files_are_deleted_in_few_requests(storage: Storage, monkeypatch: p
     assert storage.list() == []
 
 
-def test_a_password_in_the_endpoint_is_never_shown(storage: Storage, env: pytest.MonkeyPatch) -> None:
-    env.setenv("AWS_ENDPOINT_URL", f"http://me:very-secret@127.0.0.1:{_closed_port()}")
+def test_a_password_in_the_endpoint_is_never_shown(storage: Storage, s3_env: pytest.MonkeyPatch) -> None:
+    s3_env.setenv("AWS_ENDPOINT_URL", f"http://me:very-secret@127.0.0.1:{_closed_port()}")
     with pytest.raises(StorageError) as caught:
         storage.check_writable()
     shown = "".join(traceback.format_exception(caught.value))
@@ -245,14 +188,14 @@ def test_a_password_in_the_endpoint_is_never_shown(storage: Storage, env: pytest
     ],
     ids=["key", "secret", "half", "none", "profile", "endpoint", "host"],
 )
-def test_wrong_settings(changes: dict[str, str], message: str, storage: Storage, env: pytest.MonkeyPatch) -> None:
+def test_wrong_settings(changes: dict[str, str], message: str, storage: Storage, s3_env: pytest.MonkeyPatch) -> None:
     for name, value in changes.items():
-        env.setenv(name, value) if value else env.delenv(name)
+        s3_env.setenv(name, value) if value else s3_env.delenv(name)
     _assert_checks_fail(storage, message)
 
 
 @pytest.mark.timeout(20)
-def test_a_missing_bucket(env: pytest.MonkeyPatch) -> None:
+def test_a_missing_bucket(s3_env: pytest.MonkeyPatch) -> None:
     _assert_checks_fail(
         Storage("s3://no-such-bucket/x"),
         r"the bucket does not exist \(404\); check the bucket name and AWS_ENDPOINT_URL",
@@ -260,10 +203,10 @@ def test_a_missing_bucket(env: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(20)
-def test_a_key_that_may_only_read(storage: Storage, server: S3Server, env: pytest.MonkeyPatch) -> None:
+def test_a_key_that_may_only_read(storage: Storage, server: S3Server, s3_env: pytest.MonkeyPatch) -> None:
     storage.put("x.npy", b"")
     for name, value in server.env_for(server.reader_key, server.reader_secret).items():
-        env.setenv(name, value)
+        s3_env.setenv(name, value)
     check_readable(storage.uri)
     assert len(list_inputs(storage.uri).files) == 1
     with pytest.raises(StorageError, match=f"^{storage.uri}: access is denied .*; check that the key .* may .* write"):
@@ -271,22 +214,22 @@ def test_a_key_that_may_only_read(storage: Storage, server: S3Server, env: pytes
 
 
 @pytest.mark.timeout(20)
-def test_a_refused_connection(storage: Storage, env: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection(storage: Storage, s3_env: pytest.MonkeyPatch) -> None:
     endpoint = f"http://127.0.0.1:{_closed_port()}"
-    env.setenv("AWS_ENDPOINT_URL", endpoint)
+    s3_env.setenv("AWS_ENDPOINT_URL", endpoint)
     _assert_checks_fail(
         storage, f"the S3 endpoint {endpoint} cannot be reached .*; check AWS_ENDPOINT_URL, the network"
     )
 
 
 @pytest.mark.timeout(20)
-def test_plain_http_where_https_is_expected(storage: Storage, server: S3Server, env: pytest.MonkeyPatch) -> None:
-    env.setenv("AWS_ENDPOINT_URL", server.endpoint.replace("http:", "https:"))
+def test_plain_http_where_https_is_expected(storage: Storage, server: S3Server, s3_env: pytest.MonkeyPatch) -> None:
+    s3_env.setenv("AWS_ENDPOINT_URL", server.endpoint.replace("http:", "https:"))
     _assert_checks_fail(storage, "no TLS with the S3 endpoint .*; check http:// or https:// in AWS_ENDPOINT_URL")
 
 
 @pytest.mark.timeout(20)
-def test_an_address_that_never_connects(storage: Storage, env: pytest.MonkeyPatch) -> None:
+def test_an_address_that_never_connects(storage: Storage, s3_env: pytest.MonkeyPatch) -> None:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -295,16 +238,16 @@ def test_an_address_that_never_connects(storage: Storage, env: pytest.MonkeyPatc
             client = stack.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(listener.getsockname())
-        env.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        s3_env.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         _assert_checks_fail(storage, r"cannot be reached \(ConnectTimeoutError\); check AWS_ENDPOINT_URL")
 
 
 @pytest.mark.timeout(20)
-def test_a_server_that_never_answers(storage: Storage, env: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers(storage: Storage, s3_env: pytest.MonkeyPatch) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(8)
-        env.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        s3_env.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         _assert_checks_fail(storage, r"cannot be reached \(.*Timeout.*\); check AWS_ENDPOINT_URL")
 
 
@@ -319,9 +262,11 @@ def test_a_server_that_never_answers(storage: Storage, env: pytest.MonkeyPatch) 
         (503, "SlowDown", r"the S3 server answers SlowDown \(said so\); check AWS_ENDPOINT_URL"),
     ],
 )
-def test_what_only_aws_answers(status: int, code: str, message: str, storage: Storage, env: pytest.MonkeyPatch) -> None:
+def test_what_only_aws_answers(
+    status: int, code: str, message: str, storage: Storage, s3_env: pytest.MonkeyPatch
+) -> None:
     with _always(status, code) as endpoint:
-        env.setenv("AWS_ENDPOINT_URL", endpoint)
+        s3_env.setenv("AWS_ENDPOINT_URL", endpoint)
         _assert_checks_fail(storage, message)
 
 

@@ -1,7 +1,6 @@
 """Two real processes on one output: one works, the other ends in one line; a stopped one that goes on has lost the run."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,8 +14,8 @@ import pytest
 from hilander_dist.storage import Storage
 from tests import points
 from tests.integration.conftest import make_weights, write_points
-from tests.integration.ray_head import ray_head
-from tests.integration.s3_server import S3Server, s3_server
+from tests.integration.ray_head import clean_env, ray_head
+from tests.integration.s3_server import S3Server
 
 ROWS, DIM, SHARDS = 6_000, 64, 4
 
@@ -64,20 +63,14 @@ def results(output: Storage) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder with input and model, and the variables of a process that runs on a head of two CPUs and knows the server."""
     folder = tmp_path_factory.mktemp("job")
     write_points(folder / "in" / "0.parquet", points.clustered(0, ROWS, DIM, 400)[0])
     make_weights(folder / "model.pth", 0, DIM)
-    env = {**os.environ, **server.env}
-    with ray_head(2, env) as address:
-        yield folder, {**env, "RAY_ADDRESS": address}
+    env = clean_env() | server.env
+    with ray_head(2, env) as head:
+        yield folder, env | {"RAY_ADDRESS": head.address}
 
 
 @pytest.fixture(scope="module")

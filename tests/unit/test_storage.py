@@ -134,8 +134,11 @@ def put_if_absent(storage: Storage) -> None:
     assert storage.put_if_absent("lock/run", b"third")
 
 
-def one_winner(storage: Storage, env: dict[str, str]) -> None:
-    """Three processes race for five files: each file has one winner, and holds the winner's content."""
+RACE = [f"race/{i}" for i in range(5)]
+
+
+def winners(storage: Storage, env: dict[str, str]) -> list[str]:
+    """Three processes race for the files of RACE; those that somebody won, once for each winner, whose content they hold."""
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(3), context.Queue()
     racers = [context.Process(target=_race, args=(storage, env, str(i), barrier, answers)) for i in range(3)]
@@ -145,8 +148,8 @@ def one_winner(storage: Storage, env: dict[str, str]) -> None:
     for racer in racers:
         racer.join()
     names = [name for _, names in won for name in names]
-    assert sorted(names) == sorted(f"race/{i}" for i in range(5))
     assert all(storage.read_bytes(name) == who.encode() * 5000 for who, names in won for name in names)
+    return sorted(names)
 
 
 def _race(
@@ -207,10 +210,11 @@ CONTRACT: list[Callable[[Storage], None]] = [
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
 def test_local(check: Callable[[Storage], None], tmp_path: Path) -> None:
     check(Storage(str(tmp_path / "root")))
+    assert list(tmp_path.rglob(".writing-*")) == []
 
 
 def test_put_if_absent_has_one_winner_among_processes(tmp_path: Path) -> None:
-    one_winner(Storage(str(tmp_path)), {})
+    assert winners(Storage(str(tmp_path)), {}) == RACE
 
 
 def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,7 @@ CONTRACT: list[Callable[[Storage], None]] = [inputs, signs, dates]
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
 def test_local(check: Callable[[Storage], None], tmp_path: Path) -> None:
     check(Storage(str(tmp_path / "root")))
+    assert (tmp_path / "root").is_dir()
 
 
 def test_an_empty_directory_is_named(tmp_path: Path) -> None:
