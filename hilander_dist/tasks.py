@@ -167,7 +167,10 @@ def unwrapped_errors() -> Iterator[None]:
         if own is not None:
             raise own from error
         if isinstance(error, ray.exceptions.RayTaskError):
-            raise other_package(error) or error from error
+            other = other_package(error)
+            if other is None:
+                raise
+            raise other from error
         raise ClusterError(f"the Ray cluster lost a task for good: {' '.join(str(error).split())[:500]}") from error
 
 
