@@ -24,14 +24,14 @@ import ray
 from safetensors.numpy import load_file
 
 from benchmarks.common import Peak, long_tailed, sgemm_peak
-from hilander_dist.config import Config, ModelConfig, TrainConfig
+from hilander_dist.config import Config, RawModel, RawTrain
 from hilander_dist.monitor.log import configure_log
 from hilander_dist.pipeline.cluster import run_cluster_job
 from hilander_dist.pipeline.train import run_train_job
 
 ROWS_PER_FILE = 65_536
 TRAIN_ROWS = 20_000
-MODEL = ModelConfig(hidden=512)
+MODEL = RawModel(hidden=512)
 TAU = 0.1
 """At which this model gives about as many clusters as there are classes, by levels that shrink as those of real data do."""
 GRAPH_STAGES = ("cells", "layout", "probing", "knn graph")
@@ -139,7 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_parquet(folder / "train", TRAIN_ROWS, args.dim, 1)
-        train = TrainConfig(level_k=(10,), level_counts=(3,), epochs=4, batch_size=256)
+        train = RawTrain(level_k=(10,), level_counts=(3,), epochs=4, batch_size=256)
         run_train_job(str(folder / "train"), str(folder / "model"), Config(model=MODEL, train=train))
         result = measure(folder, args.points, args.dim, args.shards)
     print(json.dumps(result) if args.json else "\n".join(f"{key:24} {value}" for key, value in result.items()))

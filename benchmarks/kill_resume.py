@@ -24,7 +24,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from benchmarks.end_to_end import write_parquet
-from hilander_dist.config import ModelConfig
+from hilander_dist.config import RawModel
 from hilander_dist.lander.checkpoint import save_checkpoint
 from hilander_dist.lander.model import Lander
 
@@ -137,7 +137,7 @@ def main() -> None:
         folder = Path(name)
         write_parquet(folder / "in", args.points, args.dim, 0)
         torch.manual_seed(0)
-        (folder / "model.safetensors").write_bytes(save_checkpoint(Lander(args.dim, ModelConfig(hidden=512)), {}))
+        (folder / "model.safetensors").write_bytes(save_checkpoint(Lander(args.dim, RawModel(hidden=512)), {}))
         undisturbed(folder, folder / "warm")  # compiled kernels are cached
         whole, idle = undisturbed(folder, folder / "whole")
         expected = result_of(folder / "whole")

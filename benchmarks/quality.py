@@ -46,10 +46,9 @@ from jobs.open_sets import GENERAL, SETS, Half, half_as_parquet, load_set
 
 LANDER = ("raw gcn", "raw gat", "relational", "general", "left out")
 METHODS = (*LANDER, *PEERS, "k-means, true k")
-RAW = ("model.hidden=128", "train.epochs=60")
+RAW = ("model.features=raw", "model.hidden=128", "train.epochs=60")
 """The default 512 and 250 take twenty times as long and overfit these small sets more."""
 
-RELATIONAL = ("model.features=relational",)
 TAU_STEPS = (-0.1, 0.1)
 
 LONG_TAILED = "long-tailed"
@@ -113,7 +112,7 @@ def measure_lander(folder: Folder, data: str, method: str, seed: int, classes: i
     with_seed, model = ("--seed", str(seed)), []
     if method != "general":
         names = [name for name in GENERAL if name != data] if method == "left out" else [data]
-        options = (*RAW, f"model.encoder={method[4:]}") if method.startswith("raw") else RELATIONAL
+        options = (*RAW, f"model.encoder={method[4:]}") if method.startswith("raw") else ()
         sets = [part for option in options for part in ("--set", option)]
         output = f"{data}-{method}-{seed}".replace(" ", "-")
         model = ["--model", folder.train(names, output, *with_seed, *sets)]
@@ -164,7 +163,7 @@ def compare_workers(folder: Folder, data: str, workers: list[int]) -> str:
     lines, found = [], []
     for count in workers:
         with ray_of(count):
-            config = load_config(overrides=[*RELATIONAL, f"train.num_workers={count}"])
+            config = load_config(overrides=[f"train.num_workers={count}"])
             output = str(folder.path / f"{data}-workers-{count}")
             run_train_job(str(folder.path / f"{data}-train.parquet"), output, config)
         final, _ = folder.cluster(data, "--model", output)

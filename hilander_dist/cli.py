@@ -53,7 +53,7 @@ Shards = Annotated[int | None, typer.Option("--num-shards", help="shards of leve
 @app.command()
 def train(
     input_uris: Annotated[
-        list[str], typer.Option("--input", help="as of `cluster`, with labels; repeatable with relational features")
+        list[str], typer.Option("--input", help="as of `cluster`, with labels; repeatable unless model.features=raw")
     ],
     output_uri: Output,
     config_file: ConfigFile = None,

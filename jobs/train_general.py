@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--restart", action="store_true", help="discard the run that the output directory holds")
     parser.add_argument("--address", help="Ray cluster; default RAY_ADDRESS, else a local Ray")
     arguments = parser.parse_args()
-    config = load_config(overrides=["model.features=relational", *arguments.set])
+    config = load_config(overrides=arguments.set)
     folder = Storage(f"{arguments.output.rstrip('/')}-halves")
     names = [name for name in GENERAL if name != arguments.leave_out]
     there = {info.path for info in folder.list()}

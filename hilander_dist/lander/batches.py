@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hilander_dist.config import TrainConfig
+from hilander_dist.config import RawTrain
 from hilander_dist.lander.level_graphs import IntArray, LevelGraph, cut_subgraph, edge_targets
 from hilander_dist.lander.losses import Denominators, balance_mask
 
@@ -58,7 +58,7 @@ def make_batch(
     graph: LevelGraph,
     target_T: IntArray,
     num_conv: int,
-    config: TrainConfig,
+    config: RawTrain,
     seed: int,
     step: int,
     rank: int,

@@ -1,9 +1,9 @@
 """Checkpoints: our own format, and the official code's ``.pth`` state dicts (algorithm.md 1.12).
 
 Ours is safetensors with one header entry, ``hilander``: JSON with the schema version, our version, the embedding's
-dimension (null for relational features, which take any), the ModelConfig, the Calibration, and what training wrote.
+dimension (null for a relational model that takes any), the kind and shape of the model, the Calibration, and what training wrote.
 Loading one runs no code. (Several header entries would come in a random order: equal models would give different bytes.)
-An official state dict has no configuration: the flags must fit it, and a message names those that do.
+An official state dict, of a raw model, has no configuration: the flags must fit it, and a message names those that do.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from hilander_dist import __version__
-from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.config import Calibration, ModelConfig, RawModel, RelationalModel
 from hilander_dist.errors import ModelError
 from hilander_dist.lander.model import Lander
 from hilander_dist.lander.relational import RelationalLander
@@ -49,7 +49,8 @@ def load_checkpoint(data: bytes, name: str, config: ModelConfig) -> AnyLander:
     Args:
         data: the file's content.
         name: of the file, for messages.
-        config: the shape of an official state dict. Of a checkpoint of our own only ``backend`` is taken from it.
+        config: the shape of an official state dict. Of a raw checkpoint of our own only ``backend`` is taken from it, of a
+            relational one nothing.
 
     Raises:
         ModelError: the file is of neither kind, or its weights do not fit the flags, or are not finite.
@@ -58,12 +59,10 @@ def load_checkpoint(data: bytes, name: str, config: ModelConfig) -> AnyLander:
     if data[8:9] == b"{":
         state, dim, config, calibration = _read_own(data, name, config)
     else:
-        if config.features == "relational":
-            raise ModelError(f"{name}: an official state dict has raw features: leave model.features as it is")
         state = _read_official(data, name)
-        dim = _check_flags(state, name, config)
+        dim, config = _check_flags(state, name, config)
     with torch.device("meta"):
-        if config.features == "relational":
+        if isinstance(config, RelationalModel):
             model: AnyLander = RelationalLander(config, dim, _members(state))
         else:
             assert dim is not None
@@ -107,14 +106,22 @@ def _read_own(
         if header["schema"] > _SCHEMA:
             version = header["hilander_version"]
             raise ModelError(f"{name}: written by hilander_dist {version}, this is {__version__}; install that version")
-        shape = ModelConfig.model_validate({**header["model"], "backend": config.backend})
-        dim = header["dim"] if shape.features == "relational" and header["dim"] is None else int(header["dim"])
+        shape = _own_shape(header["model"], config)
+        dim = header["dim"] if isinstance(shape, RelationalModel) and header["dim"] is None else int(header["dim"])
         if dim is not None and dim < 1:
             raise ValueError(dim)
         found = header.get("calibration")
         return state, dim, shape, found and Calibration.model_validate(found)
     except (ValueError, KeyError, TypeError):  # A ValidationError is a ValueError.
         raise ModelError(f"{name}: the `hilander` header entry is damaged; use another copy of the file") from None
+
+
+def _own_shape(header: dict[str, Any], config: ModelConfig) -> ModelConfig:
+    """The shape that a header tells; those of relational models once had the options of raw ones too."""
+    if header["features"] == "relational":
+        return RelationalModel.model_validate({key: header[key] for key in RelationalModel.model_fields})
+    backend = config.backend if isinstance(config, RawModel) else "torch"
+    return RawModel.model_validate({**header, "backend": backend})
 
 
 def _members(state: dict[str, Tensor]) -> int:
@@ -142,25 +149,33 @@ def _is_weight(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
 
 
-def _check_flags(state: dict[str, Tensor], name: str, config: ModelConfig) -> int:
-    """The embedding's dimension. Raises ModelError where other flags would fit the state dict, and names them."""
+def _check_flags(state: dict[str, Tensor], name: str, config: ModelConfig) -> tuple[int, RawModel]:
+    """The embedding's dimension and the shape. Raises ModelError where other flags would fit the state dict, and names them."""
     first = state.get(_GCN_KEY, state.get(_GAT_KEY))
     if first is None or first.ndim != 2:
         raise ModelError(f"{name}: no key {_GCN_KEY} or {_GAT_KEY} with 2 axes: no LANDER checkpoint; use another one")
+    found = _flags_of(state)
+    if not isinstance(config, RawModel):
+        usual = RawModel()
+        needed = {"features": "raw"} | {key: value for key, value in found.items() if value != getattr(usual, key)}
+        raise ModelError(f"{name}: an official state dict is of a raw model: try {_as_flags(needed)}")
     width = first.shape[1] // 2 if _GCN_KEY in state else first.shape[1]
     dim = width // 2 if config.uses_cluster_features else width
-    found = _flags_of(state)
-    wrong = [f"--set model.{key}={value}" for key, value in found.items() if value != getattr(config, key)]
+    wrong = {key: value for key, value in found.items() if value != getattr(config, key)}
     if wrong:
         with torch.device("meta"):
             expected = {key: tuple(value.shape) for key, value in Lander(dim, config).state_dict().items()}
-        raise ModelError(f"{name}: {_first_misfit(expected, state)}: try {' '.join(wrong)}")
+        raise ModelError(f"{name}: {_first_misfit(expected, state)}: try {_as_flags(wrong)}")
     if config.uses_cluster_features and width % 2:
         raise ModelError(
             f"{name}: {width} inputs are not [x ; c] of one dimension, key shape {tuple(first.shape)}:"
             " try --set model.cluster_features=false"
         )
-    return dim
+    return dim, config
+
+
+def _as_flags(options: dict[str, str | int]) -> str:
+    return " ".join(f"--set model.{key}={value}" for key, value in options.items())
 
 
 def _flags_of(state: dict[str, Tensor]) -> dict[str, str | int]:
@@ -173,7 +188,7 @@ def _flags_of(state: dict[str, Tensor]) -> dict[str, str | int]:
     if attention is not None and attention.ndim == 3:
         flags["heads"] = attention.shape[1]
     try:
-        ModelConfig.model_validate(flags)
+        RawModel.model_validate(flags)
     except ValidationError:
         return {"encoder": flags["encoder"]}
     return flags

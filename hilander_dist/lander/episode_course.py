@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hilander_dist.config import Calibration, ModelConfig, TrainConfig
+from hilander_dist.config import Calibration, RelationalModel, RelationalTrain
 from hilander_dist.lander.episodes import Block, same_class
 from hilander_dist.lander.relational import (
     EDGE_INPUTS,
@@ -58,8 +58,8 @@ class EpisodeCourse:
     """URIs of the episodes of each data set."""
     validation: tuple[tuple[str, ...], ...]
     """URIs of the held-out episodes of each data set."""
-    model: ModelConfig
-    train: TrainConfig
+    model: RelationalModel
+    train: RelationalTrain
     seed: int
     calibration: Calibration
     """With the base rate of training; ``validate`` uses its tau."""
@@ -78,6 +78,11 @@ class EpisodeCourse:
         heads = ("pair.", "split.", "join.")
         network = [parameter for name, parameter in model.named_parameters() if not name.startswith(heads)]
         return torch.optim.AdamW(network, lr=self.train.lr, weight_decay=self.train.weight_decay)
+
+    @property
+    def patience(self) -> int:
+        """``train.patience``."""
+        return self.train.patience
 
     @property
     def averaged_from(self) -> float:

@@ -1,4 +1,4 @@
-"""Meta-training of LANDER on raw features, on the level graphs of training hierarchies (algorithm.md 2.2 to 2.5)."""
+"""Meta-training of a raw LANDER on the level graphs of training hierarchies (algorithm.md 2.2 to 2.5)."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hilander_dist.config import ModelConfig, TrainConfig
+from hilander_dist.config import RawModel, RawTrain
 from hilander_dist.lander.batches import Batch, learning_rate, make_batch, target_batches
 from hilander_dist.lander.level_graphs import IntArray, LevelGraph
 from hilander_dist.lander.losses import lander_loss
@@ -25,8 +25,8 @@ class LevelCourse:
     """Of the level graphs, absolute: workers run in other directories."""
     dim: int
     """Of the embeddings."""
-    model: ModelConfig
-    train: TrainConfig
+    model: RawModel
+    train: RawTrain
     seed: int
 
     def new_model(self) -> Lander:
@@ -39,6 +39,10 @@ class LevelCourse:
         return torch.optim.SGD(
             model.parameters(), lr=self.train.lr, momentum=self.train.momentum, weight_decay=self.train.weight_decay
         )
+
+    @property
+    def patience(self) -> None:
+        """It never stops early: nothing is validated, as in the paper."""
 
     @property
     def averaged_from(self) -> float:
@@ -93,7 +97,7 @@ class LevelLessons:
         return _batch_loss(model, batch)
 
     def validate(self, model: nn.Module, rank: int, workers: int) -> tuple[Tensor, int]:
-        """Raw features have no held-out classes, as in the paper."""
+        """A raw model has no held-out classes, as in the paper."""
         del model, rank, workers
         return torch.zeros(2, dtype=torch.float64), 0
 

@@ -24,7 +24,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.config import Calibration, RawModel
 from hilander_dist.lander.layers import GatConvolution, GcnConvolution, Linear
 from hilander_dist.lander.neighbours import neighbour_rows, rank_sum
 
@@ -35,7 +35,7 @@ _RANKS_AT_ONCE = 4
 class Lander(nn.Module):
     """Scores the directed edges and the nodes of one level. State-dict keys: the official ones (algorithm.md 1.12)."""
 
-    def __init__(self, dim: int, config: ModelConfig) -> None:
+    def __init__(self, dim: int, config: RawModel) -> None:
         """For embeddings of ``dim`` numbers. Weights are drawn from torch's global generator."""
         super().__init__()
         self.dim, self.config, self.num_conv = dim, config, config.num_conv

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.config import Calibration, RelationalModel
 from hilander_dist.knn.local_means import COSINE_ONE
 from hilander_dist.lander.layers import Linear
 
@@ -192,7 +192,7 @@ def join_head(members: int = 1) -> CarefulHead:
 class RelationalLander(nn.Module):
     """Scores the edges of one level from relations alone."""
 
-    def __init__(self, config: ModelConfig, dim: int | None = None, members: int = 1) -> None:
+    def __init__(self, config: RelationalModel, dim: int | None = None, members: int = 1) -> None:
         """Of ``config.hidden`` numbers a node and ``config.num_conv`` rounds. Weights come from torch's generator.
 
         Args:

@@ -1,7 +1,7 @@
 """Meta-training with Ray Train (algorithm.md 2.3 to 2.5): DDP, checkpoints, validation, early stopping.
 
-What is trained, and on what, is a course: level graphs with raw features (``level_course``), or episodes with relational
-ones (``episode_course``). The state is the weights, their mean over the later steps where the course asks for one, the best
+What is trained, and on what, is a course: level graphs for a raw model (``level_course``), or episodes for a relational
+one (``episode_course``). The state is the weights, their mean over the later steps where the course asks for one, the best
 epoch's, the optimizer's, and the numbers of the finished epochs. All else is a function of the seed and the step, so a training
 that is cut off goes on from its last checkpoint to the bytes that it would have reached; with another number of workers, up to
 the order in which they add.
@@ -27,7 +27,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from hilander_dist.config import TrainConfig
+from hilander_dist.config import TrainConfig, WorkerOptions
 from hilander_dist.errors import ClusterError, ConfigError, UserError
 from hilander_dist.lander.checkpoint import AnyLander, load_checkpoint, save_checkpoint
 from hilander_dist.versions import check_version, job_version
@@ -61,7 +61,7 @@ class Course(Protocol):
 
     @property
     def train(self) -> TrainConfig:
-        """Epochs, patience and workers."""
+        """Epochs, learning rate and workers."""
 
     @property
     def seed(self) -> int:
@@ -72,6 +72,10 @@ class Course(Protocol):
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """A new optimizer of its parameters."""
+
+    @property
+    def patience(self) -> int | None:
+        """Epochs without a better one after which training stops; None for never."""
 
     @property
     def averaged_from(self) -> float:
@@ -272,10 +276,10 @@ def _goodness(epoch: Epoch) -> float:
 
 
 def _finished(course: Course, state: _State) -> bool:
-    """After the last epoch, and where nothing has become better for ``patience`` epochs."""
+    """After the last epoch, and where nothing has become better for the course's patience."""
     done = len(state.history)
     waited = done - 1 - state.best_epoch if state.best is not None else 0
-    return done >= course.train.epochs or waited >= course.train.patience
+    return done >= course.train.epochs or (course.patience is not None and waited >= course.patience)
 
 
 def _open(course: Course, workers: int) -> Lessons:
@@ -294,7 +298,7 @@ def _open(course: Course, workers: int) -> Lessons:
     return lessons
 
 
-def check_resources(config: TrainConfig, wait_s: float) -> None:
+def check_resources(config: WorkerOptions, wait_s: float) -> None:
     """Refuse a training that asks for more workers than the cluster has places: it would wait for ever.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hilander_dist.cluster.whitening import MAP, ROWS, map_rows, same_share, whitened_parts, whitening_map
-from hilander_dist.config import Config
+from hilander_dist.config import Config, RelationalTrain
 from hilander_dist.exchange import concat_blocks
 from hilander_dist.ingest import Ingested
 from hilander_dist.lander.episodes import held_out_classes, pick_rows, plan_classes
@@ -35,6 +35,7 @@ def whiten_by_classes(
         The set with whitened vectors and ``map_DD`` float32, or as it was and None where held-out classes have no larger share
         of their nearest neighbours of their own class; and both shares, for the manifest.
     """
+    assert isinstance(config.train, RelationalTrain)
     key = (config.seed, config.train.holdout)
     rows = [tasks.call(_pick, part, size_C, key) for part in data.parts]
     learned = tasks.call(learn_map, rows, size_C, key, save=MAP)

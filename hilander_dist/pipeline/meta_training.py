@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hilander_dist.cluster.local import score_episode
-from hilander_dist.config import Calibration, Config
+from hilander_dist.config import Calibration, Config, RelationalModel, RelationalTrain
 from hilander_dist.errors import InputError
 from hilander_dist.exchange import concat_blocks, shuffle, take_rows, unpack
 from hilander_dist.ingest import Ingested
@@ -70,6 +70,7 @@ class Episodes:
 
 def draw_episodes(tasks: Tasks, run: Run, inputs: list[Ingested], sizes: list[ClassSizes], config: Config) -> Episodes:
     """Draw and build the episodes of all data sets; they are saved, and an earlier attempt's are used again."""
+    assert isinstance(config.train, RelationalTrain)
     training, validation, shares = [], [], []
     built: list[Ref] = []
     for domain, (data, size) in enumerate(zip(inputs, sizes, strict=True)):
@@ -105,6 +106,8 @@ def class_sizes(tasks: Tasks, data: Ingested) -> ClassSizes:
 
 def make_course(episodes: Episodes, config: Config) -> EpisodeCourse:
     """The course over the episodes."""
+    assert isinstance(config.model, RelationalModel)
+    assert isinstance(config.train, RelationalTrain)
     several = len(episodes.training) > 1
     if config.train.num_workers > EPISODES_PER_STEP:
         logger.warning(
@@ -129,6 +132,7 @@ def make_course(episodes: Episodes, config: Config) -> EpisodeCourse:
 def _draw(
     tasks: Tasks, data: Ingested, size_C: Ref, domain: int, several: bool, config: Config
 ) -> tuple[list[Ref], list[str]]:
+    assert isinstance(config.train, RelationalTrain)
     numbers = config.train.episodes + VALIDATION_EPISODES
     names = [f"training-{n:05d}" for n in range(config.train.episodes)]
     names += [f"validation-{n:05d}" for n in range(numbers - config.train.episodes)]

@@ -1,5 +1,5 @@
-"""The training job: labelled embeddings in, ``model.safetensors`` out: by level graphs and raw features (algorithm.md 2), or by
-episodes and relational features (``meta_training``)."""
+"""The training job: labelled embeddings in, ``model.safetensors`` out: a relational model by episodes
+(``meta_training``), a raw one by level graphs (algorithm.md 2)."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from typing import Any
 from hilander_dist.cluster.levels import LevelOptions, Nodes, run_levels
 from hilander_dist.cluster.memory import bytes_per_row, check_memory
 from hilander_dist.cluster.truth import link_by_labels
-from hilander_dist.config import Config
+from hilander_dist.config import Config, RawModel, RawTrain, RelationalModel
 from hilander_dist.errors import ConfigError, InputError
 from hilander_dist.ingest import Ingested, ingest
 from hilander_dist.lander.level_course import LevelCourse
@@ -41,8 +41,8 @@ def run_train_job(
     """Meta-train LANDER on labelled embeddings.
 
     Args:
-        input_uris: each as the input of ``run_cluster_job``, with labels. Several, of any dimensions, with relational
-            features only.
+        input_uris: each as the input of ``run_cluster_job``, with labels. Several, of any dimensions, for a
+            relational model only.
         output_uri: a new directory, or that of the same run, killed: then it goes on.
         config: all options.
         address: Ray cluster; see ``runtime.ray_session``.
@@ -58,9 +58,11 @@ def run_train_job(
     """
     began = time.time()
     uris = [input_uris] if isinstance(input_uris, str) else list(input_uris)
-    relational = config.model.features == "relational"
+    relational = isinstance(config.model, RelationalModel)
     if len(uris) > 1 and not relational:
-        raise ConfigError(f"{len(uris)} inputs need --set model.features=relational: raw features are of one encoder")
+        raise ConfigError(
+            f"model.features: raw is for one encoder, and there are {len(uris)} inputs: leave it out, or give one --input"
+        )
     output = open_output(output_uri, uris)
     check_options(config, "train")
     sources = [open_source(uri, config.input, need_label=True) for uri in uris]
@@ -115,6 +117,8 @@ def _train_relational(tasks: Tasks, run: Run, inputs: list[Ingested], config: Co
 
 
 def _train_raw(tasks: Tasks, run: Run, data: Ingested, config: Config) -> Trained:
+    assert isinstance(config.model, RawModel)
+    assert isinstance(config.train, RawTrain)
     source = data.source
     shards = choose_shards(run, source, config)
     check_memory(source.rows, source.dim, shards, None, config)
@@ -140,6 +144,7 @@ def load_graphs(uris: list[str]) -> list[LevelGraph]:
 
 def _level_graphs(tasks: Tasks, run: Run, data: Ingested, config: Config, shards: int) -> list[str]:
     """Build the training hierarchies; the URIs of their levels, level 0 of the first one first."""
+    assert isinstance(config.train, RawTrain)
     link = link_by_labels(config.train.merge_across_labels)
     uris = []
     for number, (k, count) in enumerate(zip(config.train.level_k, config.train.level_counts, strict=True)):

@@ -186,6 +186,9 @@ def _read(folder: Path) -> pd.DataFrame:
 DIM = 8
 """Of the small runs below."""
 
+RAW_SHAPE = ("--set", "model.features=raw", "--set", "model.hidden=16")
+"""What a file of ``make_weights`` does not tell of itself."""
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, oracle.Weights]:
@@ -205,7 +208,7 @@ def cluster(weights: tuple[Path, oracle.Weights], tmp_path: Path) -> Callable[..
 
 def command(source: Path | str, model: Path, output: Path, *options: object) -> list[object]:
     given = ["--input", source, "--model", model, "--output", output]
-    return ["cluster", *given, "--tau", 0.3, "--set", "model.hidden=16", *options]
+    return ["cluster", *given, "--tau", 0.3, *RAW_SHAPE, *options]
 
 
 def labels(output: Path) -> list[list[int]]:

@@ -17,7 +17,7 @@ import pytest
 
 from hilander_dist.storage import Storage
 from tests import points
-from tests.integration.conftest import hilander, make_weights, result_bytes, write_points
+from tests.integration.conftest import RAW_SHAPE, hilander, make_weights, result_bytes, write_points
 from tests.integration.s3_server import s3_server
 
 ROWS, DIM, SHARDS = 12_000, 64, 4
@@ -39,7 +39,7 @@ def job(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def command(folder: Path, output: object) -> list[object]:
     files = ["--input", folder / "in", "--model", folder / "model.pth", "--output", output]
-    return ["cluster", *files, "--num-shards", SHARDS, "--set", "model.hidden=16"]
+    return ["cluster", *files, "--num-shards", SHARDS, *RAW_SHAPE]
 
 
 @contextlib.contextmanager

@@ -70,9 +70,9 @@ def test_clusters_are_those_of_the_cpu(labelled: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ("model.features=relational", "train.episodes=20", "train.epochs=2"),
-        ("model.encoder=gcn", "model.hidden=32", "train.epochs=5"),
-        ("model.encoder=gat", "model.hidden=32", "train.epochs=5"),
+        ("train.episodes=20", "train.epochs=2"),
+        ("model.features=raw", "model.encoder=gcn", "model.hidden=32", "train.epochs=5"),
+        ("model.features=raw", "model.encoder=gat", "model.hidden=32", "train.epochs=5"),
     ],
     ids=["relational", "gcn", "gat"],
 )

@@ -168,17 +168,14 @@ def test_labels_may_have_other_column_names(cluster: Callable[..., Outcome], tmp
 def test_options_of_the_other_kind_of_model_are_refused(cluster: Callable[..., Outcome], tmp_path: Path) -> None:
     file = write_points(tmp_path / "in.parquet", rows(60), labels=np.arange(60) % 6)
     general = ["cluster", "--input", file, "--output", tmp_path / "general"]
-    relational = ["train", "--input", file, "--output", tmp_path / "m", "--set", "model.features=relational"]
+    train, raw = ["train", "--input", file, "--output", tmp_path / "m"], ["--set", "model.features=raw"]
     for command, words in (
-        ([*general, "--set", "compat=reference"], ("compat", "relational features", "leave compat out")),
-        ([*general, "--set", "model.encoder=gat"], ("model.encoder", "gat", "gcn", "leave it out")),
+        ([*general, "--set", "compat=reference"], ("compat", "relational model", "leave compat out")),
+        ([*general, "--set", "model.encoder=gat"], ("model.encoder: only a raw model has it: leave it out",)),
+        ([*general, *raw], ("model.features", "raw", "relational", "leave it out")),
         ([*general, "--set", "model.hidden=16"], ("model.hidden", "16", "32", "leave it out")),
-        ([*relational, "--set", "train.batch_size=7"], ("train.batch_size", "raw features", "leave it out")),
-        ([*relational, "--set", "model.encoder=gat"], ("model.encoder", "raw features")),
-        (
-            ["train", "--input", file, "--output", tmp_path / "m", "--set", "train.episodes=9"],
-            ("train.episodes", "relational features", "set model.features=relational"),
-        ),
+        ([*train, "--set", "train.batch_size=7"], ("train.batch_size: only a raw model has it: leave it out",)),
+        ([*train, *raw, "--set", "train.episodes=9"], ("train.episodes: only a relational model has it",)),
     ):
         refused(hilander(*command), *words)
     refused(cluster(file, "--set", "compat=reference", "--target-recall", 0.9), "target_recall", "searches exactly")

@@ -15,7 +15,7 @@ from hilander_dist.cluster import links as cluster_links
 from hilander_dist.cluster.levels import LevelOptions, Nodes, run_levels
 from hilander_dist.cluster.links import Linker, link_by_model
 from hilander_dist.cluster.truth import link_by_labels, training_path
-from hilander_dist.config import Config, ModelConfig, TrainConfig
+from hilander_dist.config import Config, RawModel, RawTrain
 from hilander_dist.knn.layout import Level
 from hilander_dist.lander.checkpoint import load_checkpoint
 from hilander_dist.lander.level_graphs import LevelGraph, load_level_graph
@@ -130,7 +130,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Links]:
 def make_config(weights: dict[str, Any], tau: float, **options: Any) -> Config:
     """An exact run with a model of the shape of ``conftest.make_weights``."""
     model = {"hidden": 16, "cluster_features": True, **weights}
-    return Config(**{"tau": tau, "target_recall": 1.0, "model": ModelConfig(**model), **options})
+    return Config(**{"tau": tau, "target_recall": 1.0, "model": RawModel(**model), **options})
 
 
 def assert_links(seen: list[Links], levels: list[oracle.Level]) -> None:
@@ -292,8 +292,8 @@ def test_trained_weights_on_real_data(seen: list[Links], tmp_path: Path) -> None
     the parents, not the labels made of all of them, are compared.
     """
     x_ND, y_N = points.real("clinc150_minilm", 900, 0)
-    train = TrainConfig(level_k=(10, 5), level_counts=(2, 2), epochs=40, batch_size=300, lr=0.03)
-    model = ModelConfig(hidden=32)
+    train = RawTrain(level_k=(10, 5), level_counts=(2, 2), epochs=40, batch_size=300, lr=0.03)
+    model = RawModel(hidden=32)
     labelled = write_points(tmp_path / "train.parquet", x_ND, labels=y_N)
     run_train_job(str(labelled), str(tmp_path / "trained"), Config(model=model, train=train, target_recall=1.0))
     seen.clear()

@@ -18,7 +18,7 @@ import pytest
 
 from hilander_dist.storage import Storage
 from tests import points
-from tests.integration.conftest import make_weights, write_points
+from tests.integration.conftest import RAW_SHAPE, make_weights, write_points
 from tests.integration.ray_head import RAY, clean_env, ray_head
 from tests.integration.s3_server import S3Server
 
@@ -53,12 +53,12 @@ def jobs(address: str, server: S3Server, tmp_path_factory: pytest.TempPathFactor
     spoilt = write_points(root / "spoilt.parquet", x_ND)
     weights, _ = make_weights(root / "model.pth", 0, DIM)
     script, s3 = REPOSITORY / "jobs" / "cluster.py", json.dumps({"env_vars": server.env})
-    small = ["model.hidden=32", "train.epochs=2", "train.level_k=[10]", "train.level_counts=[2]"]
+    small = ["model.features=raw", "model.hidden=32", "train.epochs=2", "train.level_k=[10]", "train.level_counts=[2]"]
     commands: dict[str, list[object]] = {
         "cluster": [
             *("--runtime-env-json", s3, "--", "python", script),
             *("--input", source, "--model", weights, "--output", f"{at}/result"),
-            *("--set", "model.hidden=16"),
+            *RAW_SHAPE,
         ],
         "train": [
             *("--runtime-env-json", s3, "--working-dir", REPOSITORY, "--", "python", "jobs/train.py"),
@@ -67,7 +67,7 @@ def jobs(address: str, server: S3Server, tmp_path_factory: pytest.TempPathFactor
         ],
         "bad rows": [
             *("--", "python", script),
-            *("--input", spoilt, "--model", weights, "--output", root / "spoilt", "--set", "model.hidden=16"),
+            *("--input", spoilt, "--model", weights, "--output", root / "spoilt", *RAW_SHAPE),
         ],
         "unknown option": [
             *("--", "python", script),

@@ -16,7 +16,7 @@ import ray
 import torch
 
 from hilander_dist.cluster.whitening import map_rows
-from hilander_dist.config import Config, ModelConfig, load_config
+from hilander_dist.config import Config, RelationalModel, load_config
 from hilander_dist.errors import ConfigError, InputError, ModelError, StorageError
 from hilander_dist.ingest import normalise_rows
 from hilander_dist.lander import training
@@ -41,9 +41,7 @@ UNSEEN, UNSEEN_CLASSES = 1500, 30
 
 
 def small(*overrides: str) -> Config:
-    return load_config(
-        overrides=["model.features=relational", "model.hidden=8", "train.episodes=48", "train.epochs=2", *overrides]
-    )
+    return load_config(overrides=["model.hidden=8", "train.episodes=48", "train.epochs=2", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +93,7 @@ def last_layers(*heads: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def test_training_leaves_a_calibrated_checkpoint_and_its_numbers(trained: Path) -> None:
-    model = load_checkpoint((trained / "model.safetensors").read_bytes(), "trained", ModelConfig())
+    model = load_checkpoint((trained / "model.safetensors").read_bytes(), "trained", RelationalModel())
     assert model.config.features == "relational"
     assert model.calibration is not None
     assert model.calibration.max_levels == 1
@@ -135,7 +133,7 @@ def test_a_set_of_another_dimension_is_clustered_the_same_for_any_sharding(
 def test_the_general_checkpoint_is_the_default(sets: dict[str, Path], tmp_path: Path) -> None:
     assert GENERAL.stat().st_size < 4 * 2**20
     manifest = run_cluster_job(str(sets["c"]), None, str(tmp_path / "run"), Config())
-    general = load_checkpoint(GENERAL.read_bytes(), "general", ModelConfig())
+    general = load_checkpoint(GENERAL.read_bytes(), "general", RelationalModel())
     assert general.calibration is not None
     assert manifest["config"]["tau"] == general.calibration.tau
     assert manifest["config"]["max_levels"] == 1
@@ -175,7 +173,7 @@ def test_a_model_of_one_set_has_the_whitening_of_its_classes(sets: dict[str, Pat
     manifest = run_cluster_job(unseen, str(tmp_path / "model"), str(tmp_path / "run"), Config())
     assert manifest["whitening"] == {"learned_from": "model", "kept": True}
     # The same vectors, mapped beforehand, by the same network without a map.
-    model = load_checkpoint((tmp_path / "model" / "model.safetensors").read_bytes(), "trained", ModelConfig())
+    model = load_checkpoint((tmp_path / "model" / "model.safetensors").read_bytes(), "trained", RelationalModel())
     assert isinstance(model, RelationalLander)
     # Its heads were not trained on so few classes.
     assert not any(weight.any() for weight in last_layers(model.pair, model.split, model.join))
@@ -232,9 +230,12 @@ def test_labels_of_other_items_are_refused(sets: dict[str, Path], tmp_path: Path
         run_tune_job(str(sets["c"]), str(tmp_path / "labels.parquet"), None, str(tmp_path / "run"), Config())
 
 
-def test_what_raw_features_cannot_do_is_refused(sets: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"2 inputs need --set model\.features=relational"):
-        run_train_job([str(sets["a"]), str(sets["b"])], str(tmp_path / "raw"), Config())
+def test_a_raw_model_of_two_encoders_is_refused(sets: dict[str, Path], tmp_path: Path) -> None:
+    raw = load_config(overrides=["model.features=raw"])
+    with pytest.raises(
+        ConfigError, match=r"model\.features: raw is for one encoder, and there are 2 inputs: leave it out"
+    ):
+        run_train_job([str(sets["a"]), str(sets["b"])], str(tmp_path / "raw"), raw)
 
 
 @dataclass(frozen=True)
@@ -273,8 +274,3 @@ def test_a_training_of_which_a_worker_is_killed_ends_in_the_same_bytes(
     assert found.history == [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     (undisturbed,) = (trained / "_work" / "train").rglob(f"checkpoint_*/{training.BEST_FILE}")
     assert found.checkpoint == undisturbed.read_bytes()
-
-
-def test_official_weights_have_raw_features(trained: Path) -> None:
-    with pytest.raises(ModelError, match="has raw features"):
-        load_checkpoint(b"PK\x03\x04" + bytes(20), "x.pth", ModelConfig(features="relational"))

@@ -13,7 +13,15 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests import oracle, points
-from tests.integration.conftest import Outcome, hilander, is_busy_worker, make_weights, result_bytes, write_points
+from tests.integration.conftest import (
+    RAW_SHAPE,
+    Outcome,
+    hilander,
+    is_busy_worker,
+    make_weights,
+    result_bytes,
+    write_points,
+)
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -36,7 +44,7 @@ class Job:
 
 @pytest.fixture(scope="module")
 def jobs(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
-    """The same points with a model of raw features, and with the general checkpoint."""
+    """The same points with a raw model, and with the general checkpoint."""
     folder = tmp_path_factory.mktemp("job")
     x_ND = points.clustered(0, 2700, 24, 150)[0]
     for part in range(4):
@@ -44,7 +52,7 @@ def jobs(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         write_points(folder / "in" / f"{part}.parquet", x_ND[rows], ids=list(range(2700))[rows])
     _, weights = make_weights(folder / "model.pth", 0, 24)
     tau = oracle.middle_tau(x_ND[:1000], weights, 10)
-    raw = ("--model", folder / "model.pth", "--tau", tau, "--set", "model.hidden=16")
+    raw = ("--model", folder / "model.pth", "--tau", tau, *RAW_SHAPE)
     return {"raw": _undisturbed(folder, "raw", *raw), "general": _undisturbed(folder, "general")}
 
 

@@ -21,7 +21,7 @@ from tests.integration.s3_server import S3Server
 
 ROWS, DIM, CLASSES = 600, 16, 20
 HILANDER = str(Path(sys.executable).with_name("hilander"))
-TRAIN = ["model.hidden=32", "train.epochs=3", "train.level_k=[10]", "train.level_counts=[2]"]
+TRAIN = ["model.features=raw", "model.hidden=32", "train.epochs=3", "train.level_k=[10]", "train.level_counts=[2]"]
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \[(info|warning) *\] ")
 
 

@@ -16,7 +16,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from hilander_dist.config import Config, ModelConfig
+from hilander_dist.config import Config, RawModel
 from hilander_dist.pipeline.cluster import run_cluster_job
 from tests import oracle, points
 from tests.integration.conftest import is_busy_worker, make_weights, result_bytes, write_points
@@ -76,7 +76,7 @@ def run_job(folder: Path, model: str, output: str) -> None:
     weights, config = None, Config(num_shards=SHARDS)
     if model == "raw":
         tau = float((folder / "tau").read_text())
-        weights, config = str(folder / "model.pth"), Config(tau=tau, num_shards=SHARDS, model=ModelConfig(hidden=16))
+        weights, config = str(folder / "model.pth"), Config(tau=tau, num_shards=SHARDS, model=RawModel(hidden=16))
     run_cluster_job(str(folder / "in"), weights, str(folder / output), config)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hilander_dist.config import ModelConfig
+from hilander_dist.config import RelationalModel
 from hilander_dist.lander.checkpoint import load_checkpoint
 from jobs.open_sets import ENCODER_ALPHABETS
 from tests.points import clustered
@@ -51,7 +51,7 @@ def test_the_same_command_goes_on_with_a_run_that_was_killed(tmp_path: Path, ray
     done = train(tmp_path, output, ray_address)
     assert done.returncode == 0, done.stderr
     made = (output / "model.safetensors").read_bytes()
-    model = load_checkpoint(made, "model", ModelConfig())
+    model = load_checkpoint(made, "model", RelationalModel())
     assert model.dim is None
     # As if it had been killed at the end of training, which is not begun again.
     trained = checkpoints(output)

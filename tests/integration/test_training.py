@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 
-from hilander_dist.config import ModelConfig, TrainConfig
+from hilander_dist.config import RawModel, RawTrain
 from hilander_dist.errors import ClusterError, InputError
 from hilander_dist.lander import training
 from hilander_dist.lander.checkpoint import load_checkpoint
@@ -20,8 +20,8 @@ from tests.unit.lander.graphs import load_two_levels
 # Ray Train imports Ray Data, whose defaults trip over their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
 
-MODEL = ModelConfig(hidden=16)
-TRAIN = TrainConfig(epochs=6, batch_size=64, lr=0.05)
+MODEL = RawModel(hidden=16)
+TRAIN = RawTrain(epochs=6, batch_size=64, lr=0.05)
 
 
 def course(load: Callable[[list[str]], list[LevelGraph]], *uris: str, **changed: Any) -> LevelCourse:

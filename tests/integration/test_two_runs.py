@@ -13,7 +13,7 @@ import pytest
 
 from hilander_dist.storage import Storage
 from tests import points
-from tests.integration.conftest import make_weights, write_points
+from tests.integration.conftest import RAW_SHAPE, make_weights, write_points
 from tests.integration.ray_head import clean_env, ray_head
 from tests.integration.s3_server import S3Server
 
@@ -48,7 +48,7 @@ class Place:
 
 def start(folder: Path, output: str, env: dict[str, str]) -> "subprocess.Popen[str]":
     files = ["--input", folder / "in", "--model", folder / "model.pth", "--output", output]
-    command = ["cluster", *files, "--num-shards", SHARDS, "--set", "model.hidden=16"]
+    command = ["cluster", *files, "--num-shards", SHARDS, *RAW_SHAPE]
     return subprocess.Popen(
         [sys.executable, "-c", HILANDER, *map(str, command)], env=env, stderr=subprocess.PIPE, text=True
     )

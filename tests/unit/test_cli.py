@@ -60,6 +60,13 @@ def test_config_without_options_prints_the_defaults() -> None:
     assert invoke("config").stdout == config_yaml(Config())
 
 
+def test_config_prints_the_options_of_a_raw_model() -> None:
+    shown = invoke("config", "--set", "model.features=raw").stdout
+    assert "\nmodel:\n  features: raw\n#   encoder: gcn\n" in shown
+    assert "#   level_k:\n" in shown
+    assert "episodes" not in shown
+
+
 def test_config_prints_the_schema() -> None:
     assert json.loads(invoke("config", "--schema").stdout)["properties"].keys() == Config.model_fields.keys()
 
@@ -72,6 +79,18 @@ def test_config_prints_the_schema() -> None:
         (("config", "--config", "no/such.yaml"), "error: config file no/such.yaml: No such file"),
         (("cluster", "--input", "i", "--model", "m", "--output", "o", "--k", "1"), "error: k: "),
         (("train", "--input", "i", "--output", "o", "--epochs", "0"), "error: train.epochs: "),
+        (
+            ("config", "--set", "model.encoder=gat"),
+            "error: model.encoder: only a raw model has it: leave it out, or set model.features=raw\n",
+        ),
+        (
+            ("evaluate", "--assignments", "a", "--labels", "l", "--set", "train.balance=false"),
+            "error: train.balance: only a raw model has it",
+        ),
+        (
+            ("train", "--input", "i", "--output", "o", "--set", "model.features=raw", "--set", "train.episodes=9"),
+            "error: train.episodes: only a relational model has it: leave it out, or set model.features=relational\n",
+        ),
         (("cluster", "--input", "no/such", "--model", "m", "--output", "o"), "no/such"),
         (("evaluate", "--assignments", "no/such", "--labels", "no/other"), "no/other"),
     ],

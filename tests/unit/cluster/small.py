@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hilander_dist.cluster.levels import LevelOptions
-from hilander_dist.config import parse_config
+from hilander_dist.config import RawModel
 from hilander_dist.knn.graph import GraphOptions, knn_graph
 from hilander_dist.knn.layout import Level
 from hilander_dist.lander.model import Lander
@@ -21,7 +21,7 @@ def random_model(dim: int, encoder: oracle.Encoder, num_conv: int = 1, cluster_f
         np.random.default_rng(7), dim, 8, encoder, num_conv, cluster_features=cluster_features
     )
     shape: dict[str, Any] = {"encoder": encoder, "num_conv": num_conv, "cluster_features": cluster_features}
-    model = Lander(dim, parse_config({"model": {"hidden": 8, **shape}}).model)
+    model = Lander(dim, RawModel(hidden=8, **shape))
     model.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
     return model
 

@@ -24,7 +24,7 @@ from hilander_dist.cluster.links import Links
 from hilander_dist.cluster.relations import chances, score_relations
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.cluster.splits import Scored, cut_links, usual_cuts
-from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.config import Calibration, RelationalModel
 from hilander_dist.errors import ClusterError
 from hilander_dist.knn.layout import CHUNK
 from hilander_dist.lander.episodes import graph_relations
@@ -48,7 +48,7 @@ def nodes() -> Block:
 @pytest.fixture(scope="module")
 def model() -> RelationalLander:
     torch.manual_seed(3)
-    model = RelationalLander(ModelConfig(features="relational", hidden=8))
+    model = RelationalLander(RelationalModel(hidden=8))
     with torch.no_grad():
         model.head.weight *= 20  # Else all probabilities are near one half.
     return model

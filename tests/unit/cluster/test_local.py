@@ -9,7 +9,7 @@ from hilander_dist.cluster.collapse import collapse
 from hilander_dist.cluster.flow_links import link_by_relations
 from hilander_dist.cluster.local import f_scores, label_graph, score_episode, score_graph
 from hilander_dist.cluster.roots import find_roots
-from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.config import Calibration, RelationalModel
 from hilander_dist.lander.checkpoint import load_checkpoint
 from hilander_dist.lander.episodes import Plan, build_episode, graph_relations
 from hilander_dist.lander.relational import HALF_INPUTS, CarefulHead, ClusterHead, RelationalLander
@@ -33,7 +33,7 @@ def test_a_graph_has_the_clusters_of_the_sharded_level(
     monkeypatch.setattr(halves, "LEAST_GAP", -10.0)
     x_ND, class_N = with_duplicates(0, 1100, 12)
     torch.manual_seed(3)
-    model = RelationalLander(ModelConfig(features="relational", hidden=8))
+    model = RelationalLander(RelationalModel(hidden=8))
     with torch.no_grad():
         model.head.weight *= 20
         if sure:  # The head of pairs: it merges all that is larger than a list.
@@ -75,7 +75,7 @@ def test_the_general_checkpoint_finds_classes_that_are_small_against_the_lists(r
     class_N = np.repeat(np.arange(60), rows)
     x_ND = rng.normal(size=(60, 32))[class_N] + 0.7 * rng.normal(size=(len(class_N), 32))
     x_ND = np.asarray(x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True), dtype=np.float32)
-    model = load_checkpoint(GENERAL.read_bytes(), "general", ModelConfig())
+    model = load_checkpoint(GENERAL.read_bytes(), "general", RelationalModel())
     assert isinstance(model, RelationalLander)
     assert model.calibration is not None
     episode = build_episode(x_ND, class_N, Plan(0, 80, np.zeros(0, int), np.zeros(0), 0.0, 1.0), rng)
@@ -91,7 +91,7 @@ def test_the_general_checkpoint_leaves_rows_alone_that_nothing_belongs_to(seed: 
     person_CD, photo_ND = (rng.normal(size=(n, 64)) / 8 for n in (680, len(class_N)))
     x_ND = person_CD[class_N] + 0.8 * photo_ND + 0.5 * rng.normal(size=64) / 8
     x_ND = np.asarray(x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True), dtype=np.float32)
-    model = load_checkpoint(GENERAL.read_bytes(), "general", ModelConfig())
+    model = load_checkpoint(GENERAL.read_bytes(), "general", RelationalModel())
     assert isinstance(model, RelationalLander)
     assert model.calibration is not None
     episode = build_episode(x_ND, class_N, Plan(0, 80, np.zeros(0, int), np.zeros(0), 0.0, 1.0), rng)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hilander_dist.cluster.flow_links import link_by_relations
 from hilander_dist.cluster.lone import least_log_odds, taken_in
 from hilander_dist.cluster.roots import find_roots
-from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.config import Calibration, RelationalModel
 from hilander_dist.lander.relational import RelationalLander
 from hilander_dist.tasks import Block
 from tests.local_tasks import LocalTasks, put
@@ -25,7 +25,7 @@ def linked(shards: int, lone_rate: float) -> Block:
     """Links, roots and ids of a level in which many nodes have no weighty edge."""
     x_ND, _ = with_duplicates(0, 1100, 12)
     torch.manual_seed(3)
-    model = RelationalLander(ModelConfig(features="relational", hidden=8))
+    model = RelationalLander(RelationalModel(hidden=8))
     with torch.no_grad():
         model.head.weight *= 20
     tasks = LocalTasks()

@@ -1,11 +1,11 @@
 import pytest
 
 from hilander_dist.cluster.memory import bytes_per_row, check_memory, stored_bytes, task_bytes
-from hilander_dist.config import Config, ModelConfig
+from hilander_dist.config import Config, RawModel
 from hilander_dist.errors import ClusterError
 from hilander_dist.lander.model import Lander
 
-GCN = Lander(256, ModelConfig(hidden=512))
+GCN = Lander(256, RawModel(hidden=512))
 MB = 10**6
 
 
@@ -19,7 +19,7 @@ def cluster_of(monkeypatch: pytest.MonkeyPatch, *memory: float) -> None:
 def test_a_row_takes_the_most_of_the_stages() -> None:
     assert bytes_per_row(256, 10, GCN) == 8 * 256 + 8 * 512 + 8 * 256 + 2 * 12 * 9
     assert bytes_per_row(256, 10, None) == 24 * 256
-    gat = Lander(256, ModelConfig(encoder="gat", hidden=512, heads=2))
+    gat = Lander(256, RawModel(encoder="gat", hidden=512, heads=2))
     assert bytes_per_row(256, 10, gat) == 8 * 256 + 8 * 2 * 513 + 8 * 256 + 2 * 12 * 9
 
 

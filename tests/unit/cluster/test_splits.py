@@ -9,7 +9,7 @@ from hilander_dist.cluster.flow_links import link_by_relations
 from hilander_dist.cluster.halves import LEAST_MEMBERS, most_members
 from hilander_dist.cluster.roots import find_roots
 from hilander_dist.cluster.splits import new_parents
-from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.config import Calibration, RelationalModel
 from hilander_dist.knn.layout import CHUNK
 from hilander_dist.lander.relational import HALF_INPUTS, CarefulHead, ClusterHead, RelationalLander
 from hilander_dist.tasks import Block
@@ -36,7 +36,7 @@ def linked(nodes: Block, shards: int, split: bool, join: bool = False) -> Block:
     """Links, roots and ids of a level; with ``split`` all that may be split is split, and again; with ``join`` all that may be
     joined is joined."""
     torch.manual_seed(3)
-    model = RelationalLander(ModelConfig(features="relational", hidden=8))
+    model = RelationalLander(RelationalModel(hidden=8))
     with torch.no_grad():
         model.head.weight *= 20  # Else all probabilities are near one half.
         if split:

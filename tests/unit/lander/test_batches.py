@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilander_dist.config import TrainConfig
+from hilander_dist.config import RawTrain
 from hilander_dist.lander.batches import learning_rate, make_batch, target_batches
 from tests.unit.lander.graphs import random_graph
 
@@ -45,7 +45,7 @@ def test_passes_seeds_and_graphs_have_their_own_order() -> None:
 def test_workers_share_one_batch(balance: bool, workers: int, seed: int, step: int, count: int) -> None:
     graph = random_graph(seed, 40)
     target_T = np.random.default_rng(step).permutation(40)[:count]
-    config = TrainConfig(balance=balance)
+    config = RawTrain(balance=balance)
 
     def part(rank: int, of: int) -> Any:
         return make_batch(graph, target_T, 1, config, seed, step, rank, of, CPU)

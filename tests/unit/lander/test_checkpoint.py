@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilander_dist import __version__
-from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.config import Calibration, RawModel, RelationalModel
 from hilander_dist.errors import ModelError
 from hilander_dist.lander.checkpoint import AnyLander, load_checkpoint, model_hash, save_checkpoint
 from hilander_dist.lander.model import Lander
+from hilander_dist.lander.relational import RelationalLander
 
 OPTIONS: list[dict[str, Any]] = [
     {"hidden": 8},
@@ -27,7 +28,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 def make_model(dim: int = 5, **options: Any) -> Lander:
     torch.manual_seed(0)
-    return Lander(dim, ModelConfig.model_validate({"hidden": 8, **options}))
+    return Lander(dim, RawModel.model_validate({"hidden": 8, **options}))
 
 
 def official(model: Lander, **changes: Any) -> bytes:
@@ -40,7 +41,7 @@ def official(model: Lander, **changes: Any) -> bytes:
 
 def message(data: bytes, **options: Any) -> str:
     with pytest.raises(ModelError) as caught:
-        load_checkpoint(data, "model.pth", ModelConfig.model_validate({"hidden": 8, **options}))
+        load_checkpoint(data, "model.pth", RawModel.model_validate({"hidden": 8, **options}))
     text = str(caught.value)
     assert text.startswith("model.pth: ")
     assert "\n" not in text
@@ -60,7 +61,7 @@ def assert_same(one: AnyLander, other: Lander) -> None:
 class TestRoundTrip:
     def test_own_format_carries_its_configuration(self, options: dict[str, Any]) -> None:
         model = make_model(**options)
-        loaded = load_checkpoint(save_checkpoint(model, {"epochs": "3"}), "model", ModelConfig())
+        loaded = load_checkpoint(save_checkpoint(model, {"epochs": "3"}), "model", RelationalModel())
         assert_same(loaded, model)
         assert loaded.config == model.config
         assert all(parameter.requires_grad for parameter in loaded.parameters())
@@ -91,7 +92,7 @@ class TestOwnFormat:
             "schema": 1,
             "hilander_version": __version__,
             "dim": 5,
-            "model": ModelConfig(hidden=8).model_dump(),
+            "model": RawModel(hidden=8).model_dump(),
             "calibration": None,
             "training": {"epochs": "3"},
         }
@@ -102,7 +103,24 @@ class TestOwnFormat:
 
     def test_the_backend_is_the_callers(self) -> None:
         data = save_checkpoint(make_model(), {})
-        assert load_checkpoint(data, "model", ModelConfig(backend="dgl")).config.backend == "dgl"
+        loaded = load_checkpoint(data, "model", RawModel(backend="dgl"))
+        assert loaded.config == RawModel(hidden=8, backend="dgl")
+        again = load_checkpoint(save_checkpoint(loaded, {}), "model", RelationalModel())
+        assert again.config == RawModel(hidden=8)
+
+    def test_a_relational_model_is_one_whatever_is_asked_for(self) -> None:
+        model = RelationalLander(RelationalModel(hidden=8, num_conv=1))
+        for asked in (RelationalModel(), RawModel(backend="dgl")):
+            loaded = load_checkpoint(save_checkpoint(model, {}), "model", asked)
+            assert isinstance(loaded, RelationalLander)
+            assert loaded.config == model.config
+
+    def test_a_relational_header_may_have_the_options_of_raw_models(self) -> None:
+        model = RelationalLander(RelationalModel(hidden=8))
+        raw = {"encoder": "gcn", "cluster_features": None, "heads": 1, "backend": "torch"}
+        header = {"schema": 1, "dim": None, "model": {**model.config.model_dump(), **raw}}
+        data = safetensors.torch.save(model.state_dict(), {"hilander": json.dumps(header)})
+        assert load_checkpoint(data, "model", RelationalModel()).config == model.config
 
     def test_without_our_header(self) -> None:
         data = safetensors.torch.save(make_model().state_dict())
@@ -115,8 +133,12 @@ class TestOwnFormat:
             "[]",
             "{}",
             '{"schema": "1"}',
-            '{"schema": 1, "dim": 0, "model": {}}',
-            '{"schema": 1, "dim": 5, "model": {"a": 1}}',
+            '{"schema": 1, "dim": 5, "model": {}}',
+            '{"schema": 1, "dim": 0, "model": {"features": "raw"}}',
+            '{"schema": 1, "dim": 5, "model": {"features": "raw", "a": 1}}',
+            '{"schema": 1, "dim": null, "model": {"features": "raw"}}',
+            '{"schema": 1, "dim": null, "model": {"features": "relational"}}',
+            '{"schema": 1, "dim": 5, "model": {"features": "other"}}',
         ],
     )
     def test_a_damaged_header(self, header: str) -> None:
@@ -130,9 +152,14 @@ class TestOwnFormat:
         assert "written by hilander_dist 9.1" in message(data)
 
     def test_a_number_of_an_older_calibration_is_passed_over(self) -> None:
-        header = {"schema": 1, "dim": 5, "model": {"hidden": 8}, "calibration": {"tau": 0.4, "pair_tau": 0.7}}
+        header = {
+            "schema": 1,
+            "dim": 5,
+            "model": {"features": "raw", "hidden": 8},
+            "calibration": {"tau": 0.4, "pair_tau": 0.7},
+        }
         data = safetensors.torch.save(make_model().state_dict(), {"hilander": json.dumps(header)})
-        assert load_checkpoint(data, "model", ModelConfig()).calibration == Calibration(tau=0.4)
+        assert load_checkpoint(data, "model", RelationalModel()).calibration == Calibration(tau=0.4)
 
     def test_weights_that_do_not_fit_the_header(self) -> None:
         model = make_model()
@@ -193,6 +220,22 @@ class TestOfficialFormat:
     def test_flags_that_do_not_fit(self, file: dict[str, Any], flags: dict[str, Any], expected: str) -> None:
         assert message(official(make_model(**file)), **flags).endswith(expected)
 
+    @pytest.mark.parametrize(
+        ("file", "flags"),
+        [
+            ({"hidden": 512}, "--set model.features=raw"),
+            ({"hidden": 8}, "--set model.features=raw --set model.hidden=8"),
+            (
+                {"hidden": 8, "encoder": "gat", "heads": 2},
+                "--set model.features=raw --set model.encoder=gat --set model.hidden=8 --set model.heads=2",
+            ),
+        ],
+    )
+    def test_a_relational_model_is_asked_for(self, file: dict[str, Any], flags: str) -> None:
+        with pytest.raises(ModelError) as caught:
+            load_checkpoint(official(make_model(**file)), "model.pth", RelationalModel())
+        assert str(caught.value) == f"model.pth: an official state dict is of a raw model: try {flags}"
+
     def test_a_missing_key(self) -> None:
         text = message(official(make_model(), dst_mlp__bias=None))
         assert "key dst_mlp.bias is missing, expected shape (4,): the file is damaged" in text
@@ -218,7 +261,7 @@ class TestOfficialFormat:
 
     def test_half_precision_is_read_as_float32(self) -> None:
         model = make_model()
-        loaded = load_checkpoint(official(model.half()), "model", ModelConfig(hidden=8))
+        loaded = load_checkpoint(official(model.half()), "model", RawModel(hidden=8))
         assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
 
     @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"a": 1}}, {"a": torch.zeros(2, dtype=torch.int64)}])
@@ -258,7 +301,7 @@ class TestHostileFiles:
         data = bytearray(save_checkpoint(make_model(), {}) if own else official(make_model()))
         data[at % len(data)] = value
         try:
-            loaded = load_checkpoint(bytes(data), "model.pth", ModelConfig(hidden=8))
+            loaded = load_checkpoint(bytes(data), "model.pth", RawModel(hidden=8))
         except ModelError as error:
             refused = str(error)
         else:

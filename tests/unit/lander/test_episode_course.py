@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hilander_dist.config import Calibration, ModelConfig, TrainConfig
+from hilander_dist.config import Calibration, RelationalModel, RelationalTrain
 from hilander_dist.lander.episode_course import AVERAGED, EpisodeCourse, read_episode
 from hilander_dist.lander.episodes import Block
 from hilander_dist.lander.relational import RelationalLander
@@ -23,12 +23,12 @@ def constant_score(model: RelationalLander, episode: Block, calibration: Calibra
 @pytest.fixture
 def course(tmp_path: Path) -> EpisodeCourse:
     uris = write_episodes(tmp_path)
-    model = ModelConfig(features="relational", hidden=8)
+    model = RelationalModel(hidden=8)
     return EpisodeCourse(
         (tuple(uris[:3]), tuple(uris[3:])),
         ((uris[0],), (uris[4], uris[3])),
         model,
-        TrainConfig(),
+        RelationalTrain(),
         7,
         Calibration(),
         constant_score,

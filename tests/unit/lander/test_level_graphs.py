@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilander_dist.config import ModelConfig
+from hilander_dist.config import RawModel
 from hilander_dist.lander.level_graphs import (
     LevelGraph,
     cut_subgraph,
@@ -70,7 +70,7 @@ def test_a_subgraph_gives_the_whole_graphs_logits(
     count = data.draw(st.integers(0, nodes), label="targets")
     target_B = np.random.default_rng(seed).permutation(nodes)[:count]
     torch.manual_seed(seed)
-    model = Lander(5, ModelConfig.model_validate({"hidden": 16, **options}))
+    model = Lander(5, RawModel.model_validate({"hidden": 16, **options}))
     cut = cut_subgraph(graph, target_B, model.num_conv)
     with torch.inference_mode():
         whole = model(*(torch.from_numpy(array) for array in (graph.x_ND, graph.c_ND, graph.nbr_NK, graph.sim_NK)))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hilander_dist.config import ModelConfig
+from hilander_dist.config import RawModel
 from hilander_dist.lander.level_graphs import LevelGraph
 from hilander_dist.lander.model import Lander
 from tests.unit.lander.graphs import random_graph, random_neighbours
@@ -26,7 +26,7 @@ CHUNK = 512
 
 def make_model(dim: int, seed: int = 0, **options: Any) -> Lander:
     torch.manual_seed(seed)
-    model = Lander(dim, ModelConfig.model_validate({"hidden": 16, **options}))
+    model = Lander(dim, RawModel.model_validate({"hidden": 16, **options}))
     for parameter in model.parameters():
         if parameter.ndim == 1:
             torch.nn.init.uniform_(parameter, -0.5, 0.5)
@@ -44,7 +44,7 @@ def run(model: Lander, graph: LevelGraph) -> tuple[Tensor, Tensor, Tensor]:
 
 class TestStateDict:
     def test_gcn(self) -> None:
-        shapes = {key: tuple(value.shape) for key, value in Lander(8, ModelConfig(hidden=6)).state_dict().items()}
+        shapes = {key: tuple(value.shape) for key, value in Lander(8, RawModel(hidden=6)).state_dict().items()}
         assert shapes == {
             "conv.0.gcn_layer.mlp.weight": (6, 32),
             "conv.0.gcn_layer.mlp.bias": (6,),
@@ -61,7 +61,7 @@ class TestStateDict:
         }
 
     def test_gat(self) -> None:
-        state = Lander(8, ModelConfig(encoder="gat", hidden=6, heads=2)).state_dict()
+        state = Lander(8, RawModel(encoder="gat", hidden=6, heads=2)).state_dict()
         assert {key: tuple(value.shape) for key, value in state.items() if key.startswith("conv")} == {
             "conv.0.bias": (2, 6),
             "conv.0.gcn_layer.fc.weight": (12, 8),
@@ -71,13 +71,13 @@ class TestStateDict:
         }
 
     def test_widths_by_depth(self) -> None:
-        state = Lander(8, ModelConfig(hidden=6, num_conv=4)).state_dict()
+        state = Lander(8, RawModel(hidden=6, num_conv=4)).state_dict()
         found = [tuple(state[f"conv.{layer}.gcn_layer.mlp.weight"].shape) for layer in range(4)]
         assert found == [(6, 32), (6, 12), (3, 12), (3, 6)]
         assert state["src_mlp.weight"].shape == (3, 3)
 
     def test_prelu_starts_at_a_quarter(self) -> None:
-        assert Lander(8, ModelConfig(hidden=6)).state_dict()["classifier_conn.0.weight"].tolist() == [0.25] * 3
+        assert Lander(8, RawModel(hidden=6)).state_dict()["classifier_conn.0.weight"].tolist() == [0.25] * 3
 
 
 class TestEdgeHead:

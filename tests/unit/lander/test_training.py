@@ -1,5 +1,6 @@
 """Training by one worker that is killed and goes on, and how a failed training ends; workers of Ray are in tests/integration."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from hilander_dist.config import Calibration, ModelConfig, TrainConfig
+from hilander_dist.config import Calibration, RawModel, RawTrain, RelationalModel, RelationalTrain
 from hilander_dist.errors import ClusterError, ConfigError
 from hilander_dist.lander import episode_course, training
 from hilander_dist.lander.episode_course import EpisodeCourse
@@ -21,7 +22,7 @@ from tests.unit.lander.alone import KilledError, train_alone
 from tests.unit.lander.episodes import write_episodes
 from tests.unit.lander.graphs import load_two_levels
 
-RAW = ModelConfig(hidden=16)
+RAW = RawModel(hidden=16)
 
 
 def load_nothing(uris: list[str]) -> list[LevelGraph]:
@@ -33,14 +34,14 @@ def always_half(model: RelationalLander, episode: Block, calibration: Calibratio
 
 
 def raw_course(**changed: Any) -> LevelCourse:
-    train = TrainConfig(epochs=6, batch_size=64, lr=0.05).model_copy(update=changed)
+    train = RawTrain(epochs=6, batch_size=64, lr=0.05).model_copy(update=changed)
     return LevelCourse(load_two_levels, [], 8, RAW, train, 5)
 
 
 def relational_course(folder: Path) -> EpisodeCourse:
     """Of two sets: with the mean of the weights from the middle on, of which the fourth epoch's is the first to be kept as the best."""
     uris = write_episodes(folder)
-    model, train = ModelConfig(features="relational", hidden=8), TrainConfig(epochs=5)
+    model, train = RelationalModel(hidden=8), RelationalTrain(epochs=5)
     sets = (tuple(uris[:2]), tuple(uris[2:4])), ((uris[4],), (uris[0],))
     return EpisodeCourse(*sets, model, train, 7, Calibration(), always_half)
 
@@ -65,6 +66,14 @@ def test_a_finished_training_loads_nothing(tmp_path: Path) -> None:
     assert train_alone(again, tmp_path) == finished
 
 
+def test_a_training_stops_where_nothing_becomes_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(episode_course, "STEPS_OF_SEVERAL", 2)
+    course = relational_course(tmp_path)
+    impatient = replace(course, train=RelationalTrain(epochs=12, patience=1))
+    # The last quarter begins with the tenth, which is the first that can be the best.
+    assert len(train_alone(impatient, tmp_path / "run").history) == 11
+
+
 def test_a_loss_that_explodes_names_the_option(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lower train\.lr"):
         train_alone(raw_course(lr=1e20), tmp_path)
@@ -83,7 +92,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> No
     monkeypatch.setattr(training, "TorchTrainer", FailingTrainer)
     monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
-    training.fit(LevelCourse(load_nothing, [], 8, ModelConfig(), TrainConfig(), 0), str(tmp_path), "run")
+    training.fit(LevelCourse(load_nothing, [], 8, RawModel(), RawTrain(), 0), str(tmp_path), "run")
 
 
 @pytest.mark.parametrize(
@@ -105,13 +114,13 @@ def test_failures_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-    config = TrainConfig(num_workers=2, use_gpu=True)
+    config = RawTrain(num_workers=2, use_gpu=True)
     with pytest.raises(ClusterError, match=r"train\.num_workers=2: the cluster has 1 GPUs"):
-        training.fit(LevelCourse(load_nothing, [], 8, ModelConfig(), config, 0), str(tmp_path), "run")
+        training.fit(LevelCourse(load_nothing, [], 8, RawModel(), config, 0), str(tmp_path), "run")
 
 
 def test_the_mean_of_the_weights_is_used_once_it_has_begun() -> None:
-    state = training._State(LevelCourse(load_nothing, [], 8, ModelConfig(), TrainConfig(), 0), torch.device("cpu"))
+    state = training._State(LevelCourse(load_nothing, [], 8, RawModel(), RawTrain(), 0), torch.device("cpu"))
     assert state.in_use() is state.lander
     weights = next(state.lander.parameters())
     for value in (1.0, 2.0, 6.0):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hilander_dist.cluster.whitening import MAP
-from hilander_dist.config import Config
+from hilander_dist.config import Config, RelationalTrain
 from hilander_dist.ingest import Ingested
 from hilander_dist.lander.episodes import held_out_classes, plan_classes
 from hilander_dist.pipeline import class_whitening
@@ -72,7 +72,7 @@ def test_held_out_classes_tell_nothing_of_the_map(tmp_path: Path) -> None:
         data = labelled(1, NARROW)
         block = data.parts[0]()
         size_C = sizes(data)
-        held_N = held_out_classes(np.ones(CLASSES), Config().train.holdout, np.random.default_rng([0, 0, 0]))[
+        held_N = held_out_classes(np.ones(CLASSES), RelationalTrain().holdout, np.random.default_rng([0, 0, 0]))[
             block["class_N"]
         ]
         x_ND = block["x_ND"] + moved * held_N[:, None] * np.random.default_rng(5).normal(size=(N, DIM))
@@ -88,7 +88,7 @@ def test_it_is_left_where_it_does_not_help(tmp_path: Path) -> None:
     """Held-out classes differ by nothing but what the others spread in."""
     data = labelled(1, NARROW)
     block = data.parts[0]()
-    held_N = held_out_classes(np.ones(CLASSES), Config().train.holdout, np.random.default_rng([0, 0, 0]))[
+    held_N = held_out_classes(np.ones(CLASSES), RelationalTrain().holdout, np.random.default_rng([0, 0, 0]))[
         block["class_N"]
     ]
     rng = np.random.default_rng(6)

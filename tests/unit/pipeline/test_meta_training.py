@@ -28,7 +28,7 @@ class NoSource:
 
 
 def small(**changed: Any) -> Config:
-    options = {"model.features": "relational", "train.episodes": 6, **changed}
+    options = {"train.episodes": 6, **changed}
     return load_config(overrides=[f"{key}={value}" for key, value in options.items()])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hilander_dist.config import Calibration, ModelConfig
+from hilander_dist.config import Calibration, RelationalModel
 from hilander_dist.lander.episodes import Plan, build_episode
 from hilander_dist.lander.relational import PAIR_INPUTS, RelationalLander, pair_head
 from hilander_dist.pipeline.calibration import TAUS, best_tau, sweep_taus
@@ -19,7 +19,7 @@ from tests.points import clustered
 @pytest.fixture
 def model() -> RelationalLander:
     torch.manual_seed(0)
-    model = RelationalLander(ModelConfig(features="relational", hidden=8))
+    model = RelationalLander(RelationalModel(hidden=8))
     model.calibration = Calibration(forest_tau=0.6)
     with torch.no_grad():
         model.head.weight *= 20

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hilander_dist.config import ModelConfig
+from hilander_dist.config import RelationalModel
 from hilander_dist.lander.checkpoint import load_checkpoint
 from hilander_dist.lander.episodes import Plan, build_episode
 from hilander_dist.lander.relational import HALF_INPUTS, CarefulHead, RelationalLander, split_head
@@ -23,7 +23,7 @@ NOTHING = np.zeros(0, dtype=np.int64)
 
 @pytest.fixture
 def model() -> RelationalLander:
-    model = load_checkpoint(GENERAL.read_bytes(), "general", ModelConfig())
+    model = load_checkpoint(GENERAL.read_bytes(), "general", RelationalModel())
     assert isinstance(model, RelationalLander)
     return model
 
