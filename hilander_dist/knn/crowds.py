@@ -9,8 +9,8 @@ from hilander_dist.knn.ranking import Float32, Int64, Rows, exact_sims
 # A cell has some 500 to 1,000 rows, four times as many where the sample missed a crowd. Of a crowd of near-duplicates,
 # which no partition can divide, any K rows are as good as any others: of the rows of a cell with more than CROWD_LIMIT
 # that are as similar to its centroid as CROWD_SIM, only CROWD_RUNS runs of CROWD_RUN, evenly spaced over the cell, are
-# offered to queries. Without it, a million copies cost 10**12 comparisons, none of which can be filtered: all scores lie
-# within rounding of each other.
+# offered to queries. Else comparisons grow with the square of the copies, and none can be filtered: all scores lie within
+# rounding of each other (LOG 2026-11-24, crowds).
 CROWD_LIMIT = 4096
 CROWD_RUNS, CROWD_RUN = 16, 16
 CROWD_SIM = np.float32(1 - 1e-6)

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from hilander_dist.knn.crowds import offered_rows
 from hilander_dist.knn.ranking import Candidates, Float32, Int64, Rows, exact_sim, rank_exactly, rounding_bound
 
-# One tile of scores (512 x 512 float32 = 1 MiB) stays in the L2 cache between the product and the scan. Half as many
-# queries make the product 5% slower; cells of about 400 rows are one tile wide.
+# One tile of scores (1 MiB of float32) stays in the L2 cache between the product and the scan; a cell of the usual size is one
+# tile wide. With fewer queries the product is slower.
 TILE_QUERIES = 512
 TILE_ROWS = 512
 # The scan counts the scores that reach the threshold in runs of this length, with vector instructions, and takes whole
-# runs into its buffer of 2 K + BUFFER_ROWS, without branches. 16 to 64 and 64 to 256 measure the same.
+# runs into its buffer of 2 K + BUFFER_ROWS, without branches. Half and twice of both measure the same.
 SCAN_RUN = 32
 BUFFER_ROWS = 128
 

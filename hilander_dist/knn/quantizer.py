@@ -26,24 +26,21 @@ from hilander_dist.knn.ranking import Candidates, Float32, Int64, finish
 
 # Below this one flat cell, searched exactly, costs less than training and probing a partition.
 FLAT_BELOW = 8192
-# Cells of about a tile of rows measured best: at 200k x 256, 300 rows cost 15% more CPU in all at k 10,
-# 700 and 900 rows 15% more at k 80. Above so many cells the comparison with all of them costs as much as the search,
-# and cells grow with the square root of n, up to MOST_ROWS_PER_CELL.
+# Cells of about a tile of rows cost the least CPU in all (LOG 2026-11-24, cells). Above so many cells the comparison with all
+# of them costs as much as the search, and cells grow with the square root of n, up to MOST_ROWS_PER_CELL.
 ROWS_PER_CELL = 500
 CELLS_BEFORE_GROWTH = 1000
 MOST_ROWS_PER_CELL = 1000
-# Half as many rows and iterations as usual cost nothing in recall: at 200k x 256, 4 probes give .988 instead of .989.
+# Sample rows and iterations of k-means: about half of what is usual, which costs nothing in recall (LOG 2026-11-23, probing).
 SAMPLE_PER_CELL = 32
 # Training compares every sample row with every centroid of its group, ITERATIONS times: the ceiling bounds it.
 MAX_SAMPLE = 262_144
 ITERATIONS = 6
-# Up to this many cells one group holds them all, in training and afterwards. At 4,200 cells of 128 dimensions a comparison
-# with all takes 18 us a row on a core, as long as the way through groups, which misses the own cell of .8% and a sixth of
-# the 8 nearest cells. Trained group by group, 2,000 cells need 256 probes at 2M x 128 for the recall of 8.
+# Up to this many cells one group holds them all, in training and afterwards: a comparison with all takes no longer than the way
+# through groups, which misses the own cell of some rows and so needs far more probes (LOG 2026-11-25, cell-groups).
 CELLS_OF_ONE_GROUP = 4500
-# Share of the groups looked at for each query, and how many at least and at most; and cells listed around each cell. At
-# 600k x 128 the 8 nearest cells found in 12 of 35 groups hold .998 of the neighbours, in 6 groups .993: what is lost there
-# no further probe finds. A third of the groups costs 4.7 s more than a quarter, of 25 s, at 1M x 256.
+# Share of the groups looked at for each query, and how many at least and at most; and cells listed around each cell. With fewer
+# groups neighbours are lost that no further probe finds, with more the assignment takes longer (LOG 2026-11-24, cells).
 GROUPS_SHARE = 1 / 4
 GROUPS_PROBED = (6, 32)
 CELLS_AROUND = 128
@@ -252,8 +249,8 @@ def _kmeans(x_SD: Float32, nlist: int, seed: int, use_gpu: bool) -> Float32:
 def _thinned(centroid_CD: Float32) -> Float32:
     """Without the centroids that are as good as equal to an earlier one: a crowd of near-duplicates gets one cell.
 
-    Of a million near-duplicates in 1.25 million rows k-means puts four fifths of the centroids into the crowd. Every row of
-    it is then as near to all of them, and the assignment took 51 s instead of 7.
+    k-means puts most of its centroids into a large crowd. Every row of it is then as near to all of them, and the assignment
+    takes several times as long (LOG 2026-11-24, crowds).
     """
     dropped_C = np.zeros(len(centroid_CD), bool)
     for first in range(0, len(centroid_CD), 512):

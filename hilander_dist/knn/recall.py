@@ -1,6 +1,7 @@
 """How much to probe, and what recall that has: read off a sample of nodes that are also searched exactly.
 
-Some of the sampled nodes choose the probing, others report the recall: what is reported was not chosen by the same nodes.
+Some of the sampled nodes choose the probing, others report the recall: what is reported was not chosen by the same nodes
+(LOG 2026-11-28, recall-sample).
 
 M sampled nodes, K neighbours kept, C cells, P probes. A neighbour counts as found where it is as similar as the K-th
 exact one, to TIE: among near-duplicates any K will do, and to look for particular ones would mean to compare all with all.
@@ -47,8 +48,8 @@ class Probing:
     nprobe: int
     """At most so many."""
     gap: float
-    """Those whose centroid is less similar than the nearest one's by at most this. Adaptive probing looks at 40% fewer
-    rows than a fixed number of probes of the same recall (200k x 256, k 10 and 80)."""
+    """Those whose centroid is less similar than the nearest one's by at most this. It looks at 40% fewer rows than a fixed
+    number of probes of the same recall (LOG 2026-11-23, probing)."""
     rows: float
     """Rows that a node which chooses is compared with, on average, as if a cell that is a crowd held no other rows."""
     crowds_cut: bool

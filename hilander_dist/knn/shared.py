@@ -1,5 +1,5 @@
-"""How many neighbours both ends of each edge share, at several depths of their lists: the relation that transfers best
-to embeddings never seen (quality-notes.md). Pure functions on arrays.
+"""How many neighbours both ends of each edge share, at several depths of their lists: a relation that transfers to
+embeddings never seen (LOG 2026-11-25, local-means). Pure functions on arrays.
 
 Shapes: N nodes, K neighbours of a node, T rows of a table of neighbour lists, Q depths.
 """

@@ -22,12 +22,12 @@ from hilander_dist.lander.relational import list_depths, mean_depths
 Block = dict[str, np.ndarray]
 
 K_USED = 80
-"""Neighbours of graphs in use and in validation, the node included. It is not chosen by validation: sets as small as its
-episodes do better with 40, whole ones worse by up to .07 of F."""
+"""Neighbours of graphs in use and in validation, the node included. Validation does not choose it: its small episodes would take 40,
+with which whole sets lose up to .07 of F (LOG 2026-11-25, list-lengths)."""
 
 K_TRAINING = (80, 80, 24, 80, 40, 80, 12, 80)
-"""Of training graphs in turn. Short lists stand for classes that are large against the list: without them F on photos of 800
-a class fell from .80 to .46."""
+"""Of training graphs in turn. Short lists stand for classes that are large against the list, which no episode could hold: without
+them such classes come apart (LOG 2026-11-25, list-lengths)."""
 
 ROWS_LONG, ROWS_SHORT = 1500, 2500
 """Of a training episode with at least 60 neighbours, and with fewer."""
@@ -41,16 +41,13 @@ MOST_OF_ONE = 0.6
 """Of an episode's rows, of one class: there are two at least, and an episode does not grow with its classes."""
 
 GROUPED = 0.25
-"""Share of the training episodes in which groups of classes are moved together, as kinds of apples are among groceries. Left out
-of training, grocery has .553/.636 (three networks), .571/.649 at .5 and .523/.598 at 0. At .5 what is found hangs more on tau: by
-the general checkpoint, a tau off by .1 cost grocery .071, and costs .035. At .85, down to .15 of the distances, clinc150 splits
-(.720/.715)."""
+"""Share of the training episodes in which groups of classes are moved together, as kinds of apples are among groceries. A larger
+share wins where classes stand that close, but makes clusters hang more on tau (LOG 2026-11-26, groups)."""
 
 CLASSES_A_GROUP = (2.0, 8.0)
 
 LEAST_GROUPED = 8
-"""Fewer classes would be one group. With the three classes of digits that are not held out moved together, their own model has F
-.727/.769."""
+"""Fewer classes would be one group, in which nothing tells them apart (LOG 2026-11-26, groups)."""
 
 CLOSEST = 0.25
 """Share of the distance to the mean of its group that a class keeps at least."""
@@ -58,17 +55,19 @@ CLOSEST = 0.25
 UNEVEN, MOST_UNEVEN = 0.5, 0.6
 OFFSET, LONGEST_OFFSET = 0.3, 2.0
 """Shares of the training episodes in which some rows are noisier than others, as bad photos are, and in which all rows have
-something in common, as in many encoders; and how much. Both make hubs, which are neighbours of many rows."""
+something in common, as in many encoders; and how much. Both make hubs, which are neighbours of many rows (LOG 2026-11-27,
+strangers)."""
 
 STRANGE = 0.3
-"""Share of the training episodes in which rows are made strangers (``mirrored``). At .5, with as little as a tenth of the
-directions mirrored, texts left out are taken for strangers (mean probability .40 of .86, clinc150 .83/.83, 2.4 clusters a class)."""
+"""Share of the training episodes in which rows are made strangers (``mirrored``): without any, a network finds company for rows that
+have none; with more of them that differ less, texts were taken for strangers (LOG 2026-11-27, strangers)."""
 
 STRANGERS = (0.2, 0.8)
 """Share of the rows of such an episode that are."""
 
 DIVIDED, PARTS = 0.4, (2.0, 12.0)
-"""Share of the training episodes in which classes are divided, and in how many parts."""
+"""Share of the training episodes in which classes are divided, and in how many parts: so episodes hold hundreds of small classes,
+which the sets lack. In twice as many, too few edges are left that are of one class (LOG 2026-11-27, divided)."""
 
 VALIDATION_EPISODES = 2
 """Classes as they are, and with sizes spread evenly over all magnitudes."""

@@ -15,7 +15,8 @@ Shapes: N rows, D dimensions, M strangers, C classes, P new classes.
 import numpy as np
 
 MIRRORED = (0.2, 0.5)
-"""Share of the directions; half leaves no similarity to the former class, a fifth 60% of it."""
+"""Share of the directions; half leaves no similarity to the former class, a fifth 60% of it. A tenth was tried
+(LOG 2026-11-27, strangers)."""
 
 JOINED = 0.3
 """Chance of a stranger to be of the class of the stranger before it, of the same former class: 70% are the first of theirs."""
