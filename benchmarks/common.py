@@ -51,7 +51,7 @@ class Peak:
     """Peak of private memory over this process's children and their shared object store.
 
     ``bytes`` is above what there was at the start, ``total_bytes`` with that and with this process itself, ``parts`` what
-    that consists of.
+    that consists of, ``seconds`` when it was.
     """
 
     def __enter__(self) -> "Peak":
@@ -60,6 +60,8 @@ class Peak:
         self.bytes = 0
         self.total_bytes = 0
         self.parts: dict[str, int] = {}
+        self.seconds = 0.0
+        self._began = time.perf_counter()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
@@ -76,6 +78,7 @@ class Peak:
             mine = memory.rss - memory.shared
             if now + mine > self.total_bytes:
                 self.total_bytes = now + mine
+                self.seconds = time.perf_counter() - self._began
                 store = psutil.disk_usage("/dev/shm").used
                 self.parts = {"object_store": store, "driver": mine, "other_processes": max(0, now - store)}
 

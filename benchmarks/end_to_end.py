@@ -25,9 +25,9 @@ from safetensors.numpy import load_file
 
 from benchmarks.common import Peak, long_tailed, sgemm_peak
 from hilander_dist.config import Config, RawModel, RawTrain
+from hilander_dist.jobs.cluster import run_cluster_job
+from hilander_dist.jobs.train import run_train_job
 from hilander_dist.monitor.log import configure_log
-from hilander_dist.pipeline.cluster import run_cluster_job
-from hilander_dist.pipeline.train import run_train_job
 
 ROWS_PER_FILE = 65_536
 TRAIN_ROWS = 20_000

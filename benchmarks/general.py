@@ -19,12 +19,12 @@ from typing import Any
 import ray
 
 from benchmarks.common import Peak, long_tailed
-from benchmarks.end_to_end import by_stage, write_parquet
+from benchmarks.end_to_end import write_parquet
 from benchmarks.peers import run_infomap, tune_infomap
 from hilander_dist.config import Config
 from hilander_dist.evaluate import contingency, scores
+from hilander_dist.jobs.cluster import run_cluster_job
 from hilander_dist.monitor.log import configure_log
-from hilander_dist.pipeline.cluster import run_cluster_job
 
 TUNING_POINTS = 20_000
 
@@ -42,13 +42,26 @@ def measure(folder: Path, points: int, dim: int, shards: int | None) -> dict[str
         "seconds": manifest["seconds"],
         "us_per_point": 1e6 * manifest["seconds"] / points,
         "stages": manifest["stages"],
-        "by_stage": by_stage(manifest),
+        **before_and_after(manifest["stages"]),
         "f_pairwise": final["pairwise"]["f"],
         "f_bcubed": final["bcubed"]["f"],
         "clusters": final["clusters"],
+        "chosen": f"shift {manifest['chosen_shift']}: {manifest['chosen_because']}",
+        "levels": [(level.get("shift"), level["clusters"]) for level in manifest["levels"]],
         "peak_bytes": peak.total_bytes,
         "peak_parts": peak.parts,
+        "peak_at_seconds": round(peak.seconds, 1),
         "peak_over_vectors": peak.total_bytes / (4 * points * dim),
+    }
+
+
+def before_and_after(stages: dict[str, float]) -> dict[str, float]:
+    """Seconds of the stages until all edges have scores, and of those after it."""
+    names = list(stages)
+    scored = names.index("level-0 forward") + 1
+    return {
+        "seconds_until_scores": round(sum(stages[name] for name in names[:scored]), 3),
+        "seconds_after_scores": round(sum(stages[name] for name in names[scored:]), 3),
     }
 
 

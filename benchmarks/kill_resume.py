@@ -1,11 +1,13 @@
 """SIGKILL a clustering job and its whole Ray at moments drawn over the run, resume it, and compare.
 
-    python -m benchmarks.kill_resume [--kills 20 --points 50000 --dim 128 --json]
+    python -m benchmarks.kill_resume [--model general --kills 20 --points 50000 --dim 128 --json]
 
-Each time the same command runs on a local Ray of its own, is killed with all its processes, and is given again. Printed per
-kill: when and in which stage, blocks that had been saved, how many of those were written again (0 is asked), seconds of work
-repeated, and whether the result has the bytes of an undisturbed run. Work repeated is what both attempts took together
-beyond an undisturbed run, without the start of Ray and Python, which every attempt pays.
+Moments are drawn over the time of the run; with the general checkpoint, half of them: the others are when a level of its path
+leaves moves or a marker, spread over the merges of all rows. Each time the same command runs on a local Ray of its own, is
+killed with all its processes, and is given again. Printed per kill: when and in which stage, blocks that had been saved, how
+many of those were written again (0 is asked), seconds of work repeated, and whether the result has the bytes of an undisturbed
+run. Work repeated is what both attempts took together beyond an undisturbed run, without the start of Ray and Python, which
+every attempt pays.
 """
 
 import argparse
@@ -29,12 +31,22 @@ from hilander_dist.lander.checkpoint import save_checkpoint
 from hilander_dist.lander.model import Lander
 
 POLL_S = 0.002
+MODELS = ("general", "raw")
+"""The checkpoint that comes with the package, or random weights of the paper's model."""
+
+LEVELS = 23
+"""Of the general checkpoint's path."""
+
+Moment = float | str
+"""Seconds of work, or the file in ``_work/`` whose writing it is."""
 
 
 def command(folder: Path, output: Path) -> list[str]:
     hilander = str(Path(sys.executable).with_name("hilander"))
-    files = ["--input", folder / "in", "--model", folder / "model.safetensors", "--output", output]
-    return [hilander, "cluster", *map(str, files), "--num-shards", "8"]
+    given: list[Path | str] = ["--input", folder / "in", "--output", output, "--num-shards", "8"]
+    if (folder / "model.safetensors").exists():
+        given += ["--model", folder / "model.safetensors"]
+    return [hilander, "cluster", *map(str, given)]
 
 
 def start(folder: Path, output: Path) -> subprocess.Popen[bytes]:
@@ -78,7 +90,7 @@ def files_of(output: Path) -> dict[str, int]:
 def result_of(output: Path) -> dict[str, bytes]:
     return {
         path.relative_to(output).as_posix(): path.read_bytes()
-        for folder in ("assignments", "clusters")
+        for folder in ("assignments", "clusters", "tree")
         for path in sorted((output / folder).glob("*"))
     }
 
@@ -98,16 +110,38 @@ def undisturbed(folder: Path, output: Path) -> tuple[float, float]:
     return time.perf_counter() - first, first - began
 
 
-def killed_and_resumed(folder: Path, output: Path, moment: float) -> dict[str, Any]:
-    """Kill one run after `moment` seconds of work and resume it."""
+def moments(model: str, kills: int, whole: float) -> list[Moment]:
+    """When runs are killed that take `whole` seconds."""
+    merging = kills // 2 if model == "general" else 0
+    levels = np.linspace(1, LEVELS - 1, merging).round().astype(int).tolist()
+    files = [
+        f"level-0/path-{at:02d}/moves.safetensors" if number % 2 else f"markers/level-0/path-{at:02d}.json"
+        for number, at in enumerate(levels)
+    ]
+    return [*sorted(np.random.default_rng(0).uniform(0, whole, kills - merging).tolist()), *files]
+
+
+def wait_for(moment: Moment, output: Path, first: float, driver: subprocess.Popen[bytes]) -> None:
+    """Until it is time, or the run has ended."""
+    if isinstance(moment, str):
+        while not (output / "_work" / moment).exists() and driver.poll() is None:
+            time.sleep(POLL_S)
+    else:
+        time.sleep(max(0.0, first + moment - time.perf_counter()))
+
+
+def killed_and_resumed(folder: Path, output: Path, moment: Moment) -> dict[str, Any]:
+    """Kill one run at a moment and resume it."""
     driver = start(folder, output)
     first = work_begins(output, driver)
-    time.sleep(max(0.0, first + moment - time.perf_counter()))
+    wait_for(moment, output, first, driver)
+    killed = time.perf_counter() - first
+    row = {"moment": moment if isinstance(moment, str) else round(moment, 2), "killed_s": round(killed, 2)}
     if driver.poll() is not None:
-        return {"moment": round(moment, 2), "stage": "was complete"}
+        return {**row, "stage": "was complete"}
     kill_all(driver)
     if (output / "_SUCCESS").exists():
-        return {"moment": round(moment, 2), "stage": "was complete"}
+        return {**row, "stage": "was complete"}
     before = files_of(output)
     again = start(folder, output)
     began = time.perf_counter()
@@ -117,7 +151,7 @@ def killed_and_resumed(folder: Path, output: Path, moment: float) -> dict[str, A
     after = files_of(output)
     rewritten = [name for name, changed in before.items() if "/markers/" not in name and after.get(name) != changed]
     return {
-        "moment": round(moment, 2),
+        **row,
         "stage": stage_of(before),
         "saved": len(before),
         "written_again": len(rewritten),
@@ -128,6 +162,7 @@ def killed_and_resumed(folder: Path, output: Path, moment: float) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="general")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--points", type=int, default=50_000)
     parser.add_argument("--dim", type=int, default=128)
@@ -136,21 +171,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_parquet(folder / "in", args.points, args.dim, 0)
-        torch.manual_seed(0)
-        (folder / "model.safetensors").write_bytes(save_checkpoint(Lander(args.dim, RawModel(hidden=512)), {}))
+        if args.model == "raw":
+            torch.manual_seed(0)
+            (folder / "model.safetensors").write_bytes(save_checkpoint(Lander(args.dim, RawModel(hidden=512)), {}))
         undisturbed(folder, folder / "warm")  # compiled kernels are cached
         whole, idle = undisturbed(folder, folder / "whole")
         expected = result_of(folder / "whole")
         kills = []
-        for number, moment in enumerate(sorted(np.random.default_rng(0).uniform(0, whole, args.kills))):
+        for number, moment in enumerate(moments(args.model, args.kills, whole)):
             output = folder / f"killed-{number}"
-            row = killed_and_resumed(folder, output, float(moment))
+            row = killed_and_resumed(folder, output, moment)
             row["equal"] = result_of(output) == expected
             if "resumed_s" in row:
-                row["repeated_s"] = round(row["moment"] + row["resumed_s"] - idle - whole, 2)
+                row["repeated_s"] = round(row["killed_s"] + row["resumed_s"] - idle - whole, 2)
             kills.append(row)
             print(json.dumps(row), file=sys.stderr)
     result = {
+        "model": args.model,
         "points": args.points,
         "whole_s": round(whole, 2),
         "kills": kills,

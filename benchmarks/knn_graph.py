@@ -25,10 +25,10 @@ import numpy as np
 import ray
 
 from benchmarks.common import PART, Peak, long_tailed, sgemm_peak
+from hilander_dist.jobs.job import default_shards
 from hilander_dist.knn.graph import GraphOptions, knn_graph
 from hilander_dist.monitor.log import configure_log
 from hilander_dist.monitor.progress import Progress
-from hilander_dist.pipeline.cluster import default_shards
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Tasks
 

@@ -15,8 +15,8 @@ import faiss
 import numpy as np
 from sklearn.cluster import HDBSCAN, KMeans
 
+from benchmarks.baselines import run_dbscan, run_hac, tune_dbscan, tune_hac
 from hilander_dist.evaluate import contingency, scores
-from hilander_dist.evaluate.baselines import run_dbscan, run_hac, tune_dbscan, tune_hac
 
 INFOMAP_K = (10, 20, 40, 80)
 INFOMAP_QUANTILES = (0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9)

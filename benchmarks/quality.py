@@ -41,7 +41,7 @@ from benchmarks.faces import KINDS, made_faces, sizes_of_classes
 from benchmarks.peers import PEERS, run_kmeans
 from hilander_dist.config import load_config
 from hilander_dist.evaluate import contingency, scores
-from hilander_dist.pipeline.train import run_train_job
+from hilander_dist.jobs.train import run_train_job
 from jobs.open_sets import GENERAL, SETS, Half, half_as_parquet, load_set
 
 LANDER = ("raw gcn", "raw gat", "relational", "general", "left out")

@@ -1,4 +1,4 @@
-"""The command line: ``hilander train | cluster | graph | evaluate | config | demo``.
+"""The command line: ``hilander train | cluster | tune | cut | graph | evaluate | config | demo``.
 
 Results go to stdout, log lines and progress to stderr. Exit codes: 0 success, 2 a mistake that the user can mend (one
 line says which), 1 anything else. Options come from defaults, then ``--config``, then ``--set``, then flags.
@@ -71,7 +71,7 @@ def train(
         flags = {"train.epochs": epochs, "train.num_workers": num_workers, "seed": seed, "num_shards": num_shards}
         config = load_config(config_file, overrides or (), flags)
         _check_locations(input_uris, output_uri)
-        from hilander_dist.pipeline.train import run_train_job
+        from hilander_dist.jobs.train import run_train_job
 
         run_train_job(input_uris, output_uri, config, address, debug, restart)
 
@@ -105,7 +105,7 @@ def cluster(
         }
         config = load_config(config_file, overrides or (), flags)
         _check_locations(input_uris, output_uri, model_uri)
-        from hilander_dist.pipeline.cluster import run_cluster_job
+        from hilander_dist.jobs.cluster import run_cluster_job
 
         run_cluster_job(input_uris, model_uri, output_uri, config, address, debug, restart)
 
@@ -127,20 +127,41 @@ def tune(
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Choose tau by a few hundred labelled items; writes model.safetensors and the F to expect (metrics.json)."""
+    """Choose the level by a few hundred labelled items; writes model.safetensors and the F to expect (metrics.json)."""
     with _reported(debug):
         config = load_config(config_file, overrides or (), {"k": k, "seed": seed, "num_shards": num_shards})
         _check_locations(input_uris, output_uri, model_uri)
         from hilander_dist.storage import check_reachable
 
         check_reachable(labels_uri)
-        from hilander_dist.pipeline.tune import run_tune_job
+        from hilander_dist.jobs.tune import run_tune_job
 
         tuning = run_tune_job(input_uris, labels_uri, model_uri, output_uri, config, address, debug, restart)["tuning"]
         typer.echo(
-            f"tau {tuning['tau']}: expect a pairwise F of {tuning['expected_pairwise_f']} and a BCubed F of"
+            f"shift {tuning['shift']}: expect a pairwise F of {tuning['expected_pairwise_f']} and a BCubed F of"
             f" {tuning['expected_bcubed_f']} ({tuning['labelled']} items of {tuning['classes']} classes)"
         )
+
+
+@app.command()
+def cut(
+    run_uri: Annotated[str, typer.Option("--run", help="output directory of `hilander cluster`")],
+    output_uri: Output,
+    level: Annotated[int | None, typer.Option("--level", help="a level of the run")] = None,
+    clusters: Annotated[int | None, typer.Option("--clusters", help="so many clusters")] = None,
+    shift: Annotated[float | None, typer.Option("--shift", help="the level with the nearest shift")] = None,
+    restart: Restart = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Cut a finished run at another level, or into so many clusters; writes assignments/ and clusters/ anew."""
+    with _reported(debug):
+        from hilander_dist.storage import check_reachable
+
+        check_reachable(run_uri)
+        from hilander_dist.jobs.cut import run_cut_job
+
+        run_cut_job(run_uri, output_uri, level, clusters, shift, address, debug, restart)
 
 
 @app.command()
@@ -162,7 +183,7 @@ def graph(
         flags = {"k": k, "target_recall": target_recall, "seed": seed, "num_shards": num_shards}
         config = load_config(config_file, overrides or (), flags)
         _check_locations(input_uris, output_uri)
-        from hilander_dist.pipeline.graph import run_graph_job
+        from hilander_dist.jobs.graph import run_graph_job
 
         run_graph_job(input_uris, output_uri, config, address, debug, restart)
 
@@ -184,7 +205,7 @@ def evaluate(
         check_reachable(assignments_uri)
         check_reachable(labels_uri)
         from hilander_dist.evaluate import format_scores
-        from hilander_dist.pipeline.evaluate import evaluate_uris
+        from hilander_dist.jobs.evaluate import evaluate_uris
 
         result = evaluate_uris(assignments_uri, labels_uri, config.input)
         typer.echo(json.dumps(result) if as_json else format_scores(result))
@@ -211,9 +232,9 @@ def demo(
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Cluster handwritten digits by the general checkpoint, and compare with DBSCAN and HAC, tuned on other digits."""
+    """Cluster handwritten digits by the general checkpoint."""
     with _reported(debug):
-        from hilander_dist.pipeline.demo import run_demo
+        from hilander_dist.jobs.demo import run_demo
 
         where = output_dir or Path(tempfile.mkdtemp(prefix="hilander-demo-"))
         typer.echo(run_demo(where, address, debug))

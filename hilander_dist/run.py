@@ -24,7 +24,7 @@ from hilander_dist.storage import Storage
 WORK = "_work"
 SUCCESS = "_SUCCESS"
 FINGERPRINT = f"{WORK}/fingerprint.json"
-RESULTS = ("assignments/", "clusters/", "bad_rows/", "graph/", "inputs/", f"{WORK}/")
+RESULTS = ("assignments/", "clusters/", "tree/", "bad_rows/", "graph/", "inputs/", f"{WORK}/")
 RESULT_FILES = ("manifest.json", "metrics.json", "metrics.jsonl", "model.safetensors", "quantizer.safetensors", SUCCESS)
 
 

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from hilander_dist.config import load_config
-from hilander_dist.pipeline.train import run_train_job
+from hilander_dist.jobs.train import run_train_job
 from hilander_dist.storage import Storage
 from jobs.open_sets import GENERAL, half_as_parquet, load_set
 

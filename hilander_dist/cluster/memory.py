@@ -41,9 +41,9 @@ def bytes_per_row(dim: int, k: int, model: AnyLander | None) -> int:
         messages = features if model.sends_inputs else model.config.heads * (model.config.hidden + 1)
         forward = 8 * dim + 8 * max(features, messages) + 8 * half + 2 * graph
     elif model is not None:
-        # Local means: vectors with a halo, means. Pairs of trees: of each edge both ends, log-odds, weight, chance, count,
-        # once more sorted; where every sample is a tree, a row at either end, and what is sent of them.
-        forward = max(12 * dim + (k - 1) * (8 + 2), (k - 1) * 260)
+        # Local means: vectors with a halo, means. Scores: the graph, what is told of each edge, log-odds. Merges: neighbours and
+        # log-odds, and where every edge leads to another cluster a sum for each, twice while it grows.
+        forward = max(12 * dim + (k - 1) * (8 + 2), (k - 1) * (12 + 8 + 14 + 4 + 2), (k - 1) * (8 + 2 + 72))
     return max(search, forward, collapse)
 
 
@@ -52,9 +52,8 @@ def stored_bytes(rows: int, dim: int, k: int, model: AnyLander | None, config: C
     vectors = (4 if config.vectors == "float32" else 2) * dim
     projections = 2 * model.config.hidden if isinstance(model, Lander) else 0
     if model is not None and not isinstance(model, Lander):
-        projections = max(
-            26 * (k - 1), 12 * dim + 6 * (k - 1)
-        )  # Relations and scores; before, vectors and means that travel.
+        # Relations and scores; before, means and either of both that travel.
+        projections = max(26 * (k - 1), 8 * dim + 6 * (k - 1))
     return rows * (vectors + max(vectors // 2, projections) + 72 + 24 * (k - 1))
 
 
@@ -90,7 +89,7 @@ def check_memory(rows: int, dim: int, shards: int, model: AnyLander | None, conf
 
 
 def merge_bytes(pairs: int) -> int:
-    """What the task that merges clusters takes (``cluster.flow_links``): up to 80 bytes a pair arrive, and are sorted."""
+    """What the task that merges clusters takes (``sharded.path``): up to 80 bytes a pair arrive, and are sorted."""
     return PROCESS + _PAIR_BYTES * pairs
 
 

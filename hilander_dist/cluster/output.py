@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hilander_dist.cluster.levels import LevelOutput
+from hilander_dist.cluster.hierarchy.levels import Hierarchy, LevelOutput
 from hilander_dist.evaluate import Contingency, contingency, merge, scores_json
 from hilander_dist.exchange import concat_blocks, fetch_rows, fixed_starts, partition_rows, shuffle, take_rows
 from hilander_dist.ingest import Ingested, load_ids, places, serve_ids
@@ -24,35 +24,45 @@ CLUSTERS_PER_FILE = 262_144
 """Rows of a clusters file."""
 
 
-def write_outputs(tasks: Tasks, output: Storage, work: Storage, data: Ingested, levels: list[LevelOutput]) -> None:
-    """Write ``assignments/``, ``clusters/`` and, when the input has labels, ``metrics.json``.
+def write_outputs(tasks: Tasks, output: Storage, work: Storage, data: Ingested, found: Hierarchy) -> None:
+    """Write ``assignments/``, ``clusters/``, where there is one ``tree/``, and, when the input has labels, ``metrics.json``.
 
     Args:
         tasks: where to run.
         output: the run directory.
         work: its work area, with the ingested ids.
         data: the input.
-        levels: all levels, bottom first.
+        found: the levels, and which is the answer.
     """
+    levels = found.levels
     tables = [_cluster_tables(tasks, levels, index) for index in range(len(levels))]
-    chains = _compose(tasks, levels, tables)
+    chains = _compose(tasks, levels, tables, found.chosen)
     files = _write_clusters(tasks, output, work, data, levels, tables)
+    if found.tree is not None:
+        files.append(tasks.call(_write_tree, output, found.tree))
     units = _samples_by_unit(tasks, data, levels, chains)
     written = [
-        tasks.call(write_assignments, output, work, unit, inbox, data.classes, len(levels), returns=2)
+        tasks.call(write_assignments, output, work, unit, inbox, data.classes, len(levels), found.chosen, returns=2)
         for unit, inbox in zip(data.source.units, units, strict=True)
     ]
     tasks.wait([*files, *(rows for rows, _ in written)], "write outputs")
     rows = sum(tasks.get([rows for rows, _ in written]))
     assert rows == data.rows, f"{rows} assignments for {data.rows} good rows"
     if data.classes is not None:
-        metrics = tasks.get(tasks.call(_metrics, [counts for _, counts in written], len(levels), rows))
+        counts = [counts for _, counts in written]
+        metrics = tasks.get(tasks.call(_metrics, counts, len(levels), found.chosen, rows))
         if metrics is not None:
             output.write_json("metrics.json", metrics)
 
 
 def write_assignments(
-    output: Storage, work: Storage, unit: Unit, inbox: list[Block], classes: pa.Array | None, levels: int
+    output: Storage,
+    work: Storage,
+    unit: Unit,
+    inbox: list[Block],
+    classes: pa.Array | None,
+    levels: int,
+    chosen: int,
 ) -> tuple[int, list[Contingency]]:
     """Write the assignments of one unit of the input, in input order; of .npy, whose ids are numbers, with file and row.
 
@@ -66,13 +76,14 @@ def write_assignments(
     if len(ids) > len(order):  # rows with duplicate ids were set aside after the ids were written
         ids = ids.filter(pc.is_in(ids["row"], pa.array(rows["id_N"])))
     assert np.array_equal(ids["row"].to_numpy(), rows["id_N"]), f"unit {unit.index}: assignments do not match its rows"
-    confidence_N = rows["confidence_N"]
     columns: dict[str, Any] = {"id": ids["id"], **(places(unit, rows["id_N"]) if unit.kind == "npy" else {})}
-    columns["cluster_id"] = pa.array(rows["chain_NL"][:, -1])
+    columns["cluster_id"] = pa.array(rows["chain_NL"][:, chosen])
     for level in range(levels):
         columns[f"level_{level}"] = pa.array(rows["chain_NL"][:, level])
     columns["density"] = pa.array(rows["density_N"])
-    columns["confidence"] = pa.array(confidence_N, mask=np.isnan(confidence_N))
+    for name in ("confidence", "margin"):
+        if f"{name}_N" in rows:
+            columns[name] = pa.array(rows[f"{name}_N"], mask=np.isnan(rows[f"{name}_N"]))
     columns["is_peak"] = pa.array(rows["is_peak_N"])
     output.write_table(f"assignments/part-{unit.index:05d}.parquet", pa.table(columns))
     counts = []
@@ -93,12 +104,15 @@ def cluster_table(trees: list[Block], parents: list[Block], start: int, stop: in
         stop: one after the last.
 
     Returns:
-        peak_N, count_N, cohesion_N, and parent_N, -1 at the top.
+        peak_N, count_N, cohesion_N, similarity_N where they have it, and parent_N, -1 at the top.
     """
     found = concat_blocks(trees)
     at = found["rank_N"] - start
     table = {}
-    for name, column in (("peak_N", "id_N"), ("count_N", "count_N"), ("cohesion_N", "cohesion_N")):
+    columns = {"peak_N": "id_N", "count_N": "count_N", "cohesion_N": "cohesion_N", "similarity_N": "similarity_N"}
+    for name, column in columns.items():
+        if column not in found:
+            continue
         table[name] = np.empty(stop - start, dtype=found[column].dtype)
         table[name][at] = found[column]
     table["parent_N"] = np.full(stop - start, -1, dtype=np.int64)
@@ -107,13 +121,16 @@ def cluster_table(trees: list[Block], parents: list[Block], start: int, stop: in
     return table
 
 
-def extend_chain(start: int, table: Block, needs: list[np.ndarray], answers: list[Block]) -> Block:
-    """A range of clusters with their ids at this level and all above, and the peak of their top cluster."""
+def extend_chain(start: int, table: Block, needs: list[np.ndarray], answers: list[Block], is_answer: bool) -> Block:
+    """A range of clusters with their ids at this level and all above, and the row of the peak and the size of their cluster in
+    the answer (above it, of the top: nobody asks)."""
     own_N1 = np.arange(start, start + len(table["peak_N"]))[:, None]
     if not answers:
-        return {"chain_NL": own_N1, "top_N": table["peak_N"]}
+        return {"chain_NL": own_N1, "peak_N": table["peak_N"], "size_N": table["count_N"]}
     above = _rows_for(table["parent_N"], needs, answers)
-    return {"chain_NL": np.concatenate([own_N1, above["chain_NL"]], axis=1), "top_N": above["top_N"]}
+    answer = {"peak_N": table["peak_N"], "size_N": table["count_N"]} if is_answer else above
+    chain_NL = np.concatenate([own_N1, above["chain_NL"]], axis=1)
+    return {"chain_NL": chain_NL, "peak_N": answer["peak_N"], "size_N": answer["size_N"]}
 
 
 def _cluster_tables(tasks: Tasks, levels: list[LevelOutput], index: int) -> list[Ref]:
@@ -126,8 +143,8 @@ def _cluster_tables(tasks: Tasks, levels: list[LevelOutput], index: int) -> list
     return [tasks.call(cluster_table, trees[r], parents[r], starts[r], starts[r + 1]) for r in range(R)]
 
 
-def _compose(tasks: Tasks, levels: list[LevelOutput], tables: list[list[Ref]]) -> list[Ref]:
-    """Per range of level-0 clusters a block of chain_NL [n, levels] and top_N, the peak's id of the top cluster."""
+def _compose(tasks: Tasks, levels: list[LevelOutput], tables: list[list[Ref]], chosen: int) -> list[Ref]:
+    """Per range of level-0 clusters a block of chain_NL [n, levels], and peak_N and size_N of their cluster in the answer."""
     chains: list[Ref] = []
     for index in reversed(range(len(levels))):
         starts = fixed_starts(levels[index].clusters, CLUSTERS_PER_FILE)
@@ -138,7 +155,8 @@ def _compose(tasks: Tasks, levels: list[LevelOutput], tables: list[list[Ref]]) -
             above = fixed_starts(levels[index + 1].clusters, CLUSTERS_PER_FILE)
             needs, answers = fetch_rows(tasks, keys, chains, above, take_rows)
         chains = [
-            tasks.call(extend_chain, starts[r], table, needs[r], answers[r]) for r, table in enumerate(tables[index])
+            tasks.call(extend_chain, starts[r], table, needs[r], answers[r], index == chosen)
+            for r, table in enumerate(tables[index])
         ]
     return chains
 
@@ -161,20 +179,30 @@ def _write_clusters(
 ) -> list[Ref]:
     serve = functools.partial(serve_ids, work)
     written = []
+    path = any("shift" in level.numbers for level in levels)
     for index, ranges in enumerate(tables):
+        shift = levels[index].numbers.get("shift", np.nan) if path else None
         keys = [tasks.call(_peaks, table) for table in ranges]
         needs, answers = fetch_rows(tasks, keys, data.source.units, data.source.starts, serve)
         starts = fixed_starts(levels[index].clusters, CLUSTERS_PER_FILE)
         written += [
-            tasks.call(_write_cluster_file, output, index, r, starts[r], table, needs[r], answers[r])
+            tasks.call(_write_cluster_file, output, index, r, starts[r], table, needs[r], answers[r], shift)
             for r, table in enumerate(ranges)
         ]
     return written
 
 
 def _write_cluster_file(
-    output: Storage, level: int, r: int, start: int, table: Block, needs: list[np.ndarray], answers: list[pa.Array]
+    output: Storage,
+    level: int,
+    r: int,
+    start: int,
+    table: Block,
+    needs: list[np.ndarray],
+    answers: list[pa.Array],
+    shift: float | None,
 ) -> None:
+    """``shift`` of a relational model's level: NaN above its path, None of a raw model."""
     n = len(table["peak_N"])
     known, ids = np.concatenate(needs), pa.concat_arrays(answers)
     peak_id = ids.take(pa.array(np.searchsorted(known, table["peak_N"])))
@@ -186,23 +214,34 @@ def _write_cluster_file(
         "peak_id": peak_id,
         "cohesion": pa.array(table["cohesion_N"]),
     }
+    if shift is not None:
+        similarity_N = table.get("similarity_N", np.full(n, np.nan, dtype=np.float32))
+        columns["shift"] = pa.array(np.full(n, shift), mask=np.full(n, np.isnan(shift)))
+        columns["similarity"] = pa.array(similarity_N, mask=np.isnan(similarity_N))
     output.write_table(f"clusters/level-{level:02d}-part-{r:05d}.parquet", pa.table(columns))
 
 
-def _metrics(counts: list[list[Contingency]], levels: int, rows: int) -> dict[str, Any] | None:
+def _write_tree(output: Storage, tree: Block) -> None:
+    names = ("first", "second", "distance", "count", "level")
+    output.write_table("tree/part-00000.parquet", pa.table({name: tree[f"{name}_M"] for name in names}))
+
+
+def _metrics(counts: list[list[Contingency]], levels: int, chosen: int, rows: int) -> dict[str, Any] | None:
     merged = {level: merge(unit[level] for unit in counts) for level in range(levels)}
-    return scores_json(merged[levels - 1], merged, rows) if len(merged[0].count_E) else None
+    return scores_json(merged[chosen], merged, rows) if len(merged[0].count_E) else None
 
 
 def _sample_columns(members: Block, needs: list[np.ndarray], answers: list[Block], unit_starts: tuple[int, ...]) -> Any:
     chain = _rows_for(members["label_N"], needs, answers)
-    columns = {
+    columns: Block = {
         "id_N": members["id_N"],
         "chain_NL": chain["chain_NL"],
-        "density_N": members["density_N"],
-        "confidence_N": members["confidence_N"],
-        "is_peak_N": members["id_N"] == chain["top_N"],
+        **{name: members[name] for name in ("density_N", "confidence_N", "margin_N") if name in members},
+        "is_peak_N": members["id_N"] == chain["peak_N"],
     }
+    if "margin_N" in columns:  # What its links are like says nothing of a row that is alone.
+        for name in ("confidence_N", "margin_N"):
+            columns[name] = np.where(chain["size_N"] > 1, columns[name], np.float32(np.nan))
     return partition_rows(columns, members["id_N"], unit_starts)
 
 

@@ -10,24 +10,25 @@ Sums are integers, so the map does not depend on who adds what first. Shapes: N 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import faiss
 import numpy as np
+from torch import nn
 
-from hilander_dist.cluster.collapse import collapse
-from hilander_dist.cluster.features import FIXED_POINT
-from hilander_dist.cluster.levels import ROWS_WORTH_A_SHARD, Nodes
-from hilander_dist.cluster.links import Linker
+from hilander_dist.cluster.hierarchy.features import FIXED_POINT, member_sums
+from hilander_dist.cluster.hierarchy.levels import ROWS_WORTH_A_SHARD, Nodes
 from hilander_dist.cluster.memory import gigabytes, task_bytes
-from hilander_dist.cluster.roots import find_roots
+from hilander_dist.cluster.scoring.halo import in_chunks, to_tensor
 from hilander_dist.errors import ClusterError
 from hilander_dist.ingest import normalise_rows
-from hilander_dist.knn.graph import GraphOptions, knn_graph
-from hilander_dist.knn.layout import hash_ids, load_space, sample_rows
+from hilander_dist.knn.graph import GraphOptions
+from hilander_dist.knn.layout import Level, hash_ids, load_space, sample_rows
 from hilander_dist.knn.quantizer import Quantizer, nearest_cells, one_group
+from hilander_dist.lander.layers import Linear
 from hilander_dist.run import Run
-from hilander_dist.tasks import Block, Loader, Tasks
+from hilander_dist.tasks import Block, Loader, Ref, Tasks
 
 ROWS = 2**15
 """Of the first time: all up to so many, of more whole regions until there are so many, at most twice as many where regions are
@@ -63,22 +64,26 @@ _FIT_BYTES = 40
 and scaled."""
 
 
+Clusterer = Callable[[Tasks, Nodes, int, GraphOptions, str], tuple[Level, list[Ref]]]
+"""Clusters rows in so many shards; the level and, per shard, a block of label_N int64, the cluster of each row."""
+
+
 def whiten(
-    tasks: Tasks, run: Run, nodes: Nodes, shards: int, search: GraphOptions, row_bytes: int, link: Linker
+    tasks: Tasks, run: Run | None, nodes: Nodes, shards: int, search: GraphOptions, row_bytes: int, cluster: Clusterer
 ) -> tuple[list[Loader], dict[str, Any]]:
     """The parts of the nodes with whitened vectors, or as they are where that is worse; and what told the map, for the manifest.
 
     Args:
         tasks: where to run.
-        run: the run directory, for the marker.
+        run: the run directory, for the marker; None where nothing is resumed.
         nodes: of level 0.
         shards: of level 0.
         search: of level 0. Where its quantizer is of an earlier run, what that run decided holds, with its map: vectors of
             both runs agree.
         row_bytes: memory that a task takes for each row of its shard, see ``cluster.memory``.
-        link: makes the clusters of the first time.
+        cluster: makes the clusters of the first time.
     """
-    numbers = run.marker(_STAGE)
+    numbers = run.marker(_STAGE) if run is not None else None
     if numbers is None:
         if search.quantizer is not None:
             space, frozen = load_space(search.quantizer)
@@ -92,24 +97,25 @@ def whiten(
             cut = max(-(-shards * n // nodes.n), min(shards, -(-n // ROWS_WORTH_A_SHARD)))
             asking = tasks.asking(task_bytes(-(-n // cut), row_bytes))
             plain = GraphOptions(search.k, search.target_recall, search.seed, search.device)
-            level, graph, _ = knn_graph(asking, parts, n, nodes.dim, cut, plain, _STAGE)
-            pointers = find_roots(asking, link(asking, level, graph, _STAGE).blocks, level.starts)
-            clusters = collapse(asking, level, pointers, nodes.id_stop, _STAGE)
+            rows = Nodes(parts, n, nodes.dim, nodes.id_stop)
+            level, labels = cluster(asking, rows, cut, plain, _STAGE)
             products = [asking.call(sum_products, block) for block in level.nodes]
             # One task has all rows and the sums of all clusters, of which there may be as many.
             fitting = tasks.asking(task_bytes(n, _FIT_BYTES * nodes.dim))
-            learned = fitting.call(learn_map, products, clusters.peaks, level.nodes, clusters.labels, save=MAP)
+            learned = fitting.call(learn_map, products, level.nodes, labels, save=MAP)
             tasks.wait([learned], "whitening map")
-            plain, whitened = tasks.get(fitting.call(_same_share_of, learned)).tolist()
+            before, after = tasks.get(fitting.call(_same_share_of, learned)).tolist()
+            clusters = tasks.get(fitting.call(_clusters_of, learned))
             numbers = {
                 "learned_from": "first clusters",
                 "rows": n,
-                "clusters": clusters.n,
-                "same_cluster_plain": round(plain, 4),
-                "same_cluster_whitened": round(whitened, 4),
-                "kept": 1 - whitened <= MOST_LOST * (1 - plain),
+                "clusters": clusters,
+                "same_cluster_plain": round(before, 4),
+                "same_cluster_whitened": round(after, 4),
+                "kept": 1 - after <= MOST_LOST * (1 - before),
             }
-        run.mark(_STAGE, numbers)
+        if run is not None:
+            run.mark(_STAGE, numbers)
     return whitened_parts(tasks, nodes.parts) if numbers["kept"] else nodes.parts, numbers
 
 
@@ -126,8 +132,13 @@ def load_whitened(part: Loader, whitening: Loader) -> Block:
 
 def map_rows(x_ND: np.ndarray, map_DD: np.ndarray) -> np.ndarray:
     """Mapped rows, of length 1 and the dtype of ``x_ND``."""
-    mapped_ND = normalise_rows(x_ND.astype(np.float32, copy=False) @ map_DD)
-    return mapped_ND.astype(x_ND.dtype, copy=False)
+    if len(x_ND) == 0:
+        return x_ND
+    linear = Linear(len(map_DD), len(map_DD), bias=False)
+    linear.weight = nn.Parameter(to_tensor(map_DD), requires_grad=False)
+    # In chunks, with which equal rows get equal bits however the input is cut: copies stay copies.
+    (mapped_ND,) = in_chunks(lambda rows: linear(rows.float()), x_ND)
+    return normalise_rows(mapped_ND).astype(x_ND.dtype, copy=False)
 
 
 def pick_regions(tasks: Tasks, nodes: Nodes, seed: int) -> tuple[list[Loader], int]:
@@ -178,20 +189,21 @@ def sum_products(nodes: Block) -> np.ndarray:
     return sum_DD
 
 
-def learn_map(products: list[np.ndarray], peaks: list[Block], nodes: list[Block], labels: list[Block]) -> Block:
-    """The map, ``map_DD``, and without it and with it the share of rows' nearest neighbours of their cluster, ``same_2``.
+def learn_map(products: list[np.ndarray], nodes: list[Block], labels: list[Block]) -> Block:
+    """The map, ``map_DD``, the number of clusters, and without the map and with it the share of rows' nearest neighbours of their
+    cluster, ``same_2``.
 
     Args:
-        products: as of ``fit_map``.
-        peaks: as there.
+        products: ``sum_products`` of all shards.
         nodes: per shard x_ND.
         labels: per shard label_N, the cluster of each row.
     """
-    map_DD = fit_map(products, peaks)
+    label_N = np.unique(np.concatenate([block["label_N"] for block in labels]), return_inverse=True)[1]
     x_ND = np.concatenate([block["x_ND"] for block in nodes]).astype(np.float32, copy=False)
-    label_N = np.concatenate([block["label_N"] for block in labels])
+    clusters = int(label_N.max(initial=-1)) + 1
+    map_DD = fit_map(products, *member_sums({"x_ND": x_ND}, label_N, clusters))
     same = [same_share(vectors_ND, label_N) for vectors_ND in (x_ND, map_rows(x_ND, map_DD))]
-    return {"map_DD": map_DD, "same_2": np.array(same)}
+    return {"map_DD": map_DD, "same_2": np.array(same), "clusters_1": np.array([clusters])}
 
 
 def same_share(x_ND: np.ndarray, label_N: np.ndarray) -> float:
@@ -208,16 +220,15 @@ def same_share(x_ND: np.ndarray, label_N: np.ndarray) -> float:
     return float(same_QF.sum() / other_QF.sum())
 
 
-def fit_map(products: list[np.ndarray], peaks: list[Block]) -> np.ndarray:
+def fit_map(products: list[np.ndarray], sum_PD: np.ndarray, count_P: np.ndarray) -> np.ndarray:
     """The map from the scatter within clusters: ``map_DD`` float32, symmetric.
 
     Args:
         products: ``sum_products`` of all shards.
-        peaks: per shard the clusters' sum_ND and count_N (``collapse``).
+        sum_PD: int64 fixed-point sums of the clusters' members (``features.member_sums``).
+        count_P: int64, how many each has.
     """
     scatter_DD = np.sum(products, axis=0).astype(np.float64) / _FIXED**2
-    sum_PD = np.concatenate([block["sum_ND"] for block in peaks])
-    count_P = np.concatenate([block["count_N"] for block in peaks])
     # Cut in the same places however many shards there are.
     for start in range(0, len(sum_PD), _ROWS_AT_ONCE):
         at = slice(start, start + _ROWS_AT_ONCE)
@@ -256,6 +267,10 @@ def _check_memory(tasks: Tasks, rows: int, dim: int) -> None:
 
 def _same_share_of(learned: Block) -> np.ndarray:
     return learned["same_2"]
+
+
+def _clusters_of(learned: Block) -> int:
+    return int(learned["clusters_1"][0])
 
 
 def _draw(part: Loader, share: float, seed: int) -> Block:

@@ -10,17 +10,14 @@ from hilander_dist.config.options import WorkerOptions
 from hilander_dist.config.raw import RawModel, RawTrain
 from hilander_dist.config.relational import RelationalModel, RelationalTrain
 from hilander_dist.config.run import (
-    Calibration,
     ClusterConfig,
     Config,
     InputConfig,
     ModelConfig,
     TrainConfig,
-    calibrated,
 )
 
 __all__ = [
-    "Calibration",
     "ClusterConfig",
     "Config",
     "InputConfig",
@@ -31,7 +28,6 @@ __all__ = [
     "RelationalTrain",
     "TrainConfig",
     "WorkerOptions",
-    "calibrated",
     "config_schema",
     "config_yaml",
     "load_config",

@@ -1,9 +1,9 @@
-"""The options of a run, and what a checkpoint's calibration adds to them."""
+"""The options of a run."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from hilander_dist.config.options import Options
 from hilander_dist.config.raw import RawModel, RawTrain
@@ -37,53 +37,6 @@ class InputConfig(Options):
     """Share of unusable rows above which the run stops before any work is done."""
 
 
-class Calibration(Options):
-    """What training found out on held-out classes; it goes with the checkpoint, so that users need not choose it.
-
-    Numbers of an older version that this one does not use any more are passed over.
-    """
-
-    model_config = ConfigDict(extra="ignore")
-
-    tau: float = Field(default=0.5, ge=0, lt=1)
-    """``Config.tau``."""
-
-    k: int = Field(default=10, ge=2)
-    """``Config.k``."""
-
-    max_levels: int = Field(default=10, ge=1)
-    """``Config.max_levels``."""
-
-    early_stop: bool = False
-    """``Config.early_stop``."""
-
-    base_rate: float = Field(default=0.5, gt=0, lt=1)
-    """Share of same-class edges in training."""
-
-    whiten: bool = False
-    """Relational: cluster twice, the second time in vectors whitened by the clusters of the first (``cluster.whitening``).
-    Where the network was trained on several data sets: one of a single set takes other vectors for other classes (grocery
-    .34 of pairwise F, .56 without), and learns its whitening from classes (``pipeline.class_whitening``)."""
-
-    forest_tau: float = Field(default=0.95, gt=0, lt=1)
-    """Relational: links above this probability join before any merge of clusters."""
-
-    rest: float = Field(default=0.0, ge=0)
-    """Relational: weight, in sure edges, with which the walk of the map equation stays at each node at a tau of .5; at another one it is
-    in proportion to the weight of all edges (``cluster.flow.rest_at``). Else what is held by weak edges alone is merged as if they
-    were strong."""
-
-    join_tau: float = Field(default=0.6, gt=0, lt=1)
-    """Relational: in the end, two clusters of up to three lists together join above this probability (``cluster.joins``). At .5, .6
-    and .7 the mean F of four sets left out is .727/.757, .738/.769 and .737/.769, of the general checkpoint .777/.794, .776/.793 and
-    .775/.791 (three networks each). A network of one set, which meets that domain alone, has .5: grocery 1.5, 1.8 and 2.0 clusters a
-    class."""
-
-    lone_rate: float = Field(default=0.0, ge=0, lt=1)
-    """Relational: share of training's nodes that were the only one of their class. A node that is left alone goes to the cluster of its
-    most probable neighbour where that is more probable than the share of such nodes allows (``cluster.lone``); with 0 it stays alone."""
-
-
 class ClusterConfig(Options):
     """The Ray cluster that a run has; its result does not depend on it."""
 
@@ -100,17 +53,17 @@ class Config(Options):
     """All options of a run. The first ones are those that people meet first."""
 
     k: int = Field(default=10, ge=2)
-    """Neighbours per node in the k-NN graph, the node itself included. A checkpoint's calibration brings its own default,
-    also for tau, max_levels and early_stop."""
+    """Neighbours per node in the k-NN graph, the node itself included. Default: 10 of a raw model, what its checkpoint says of a
+    relational one."""
 
     tau: float = Field(default=0.5, ge=0, le=1)
-    """A link needs a predicted probability above this."""
+    """Raw: a link needs a predicted probability above this."""
 
-    max_levels: int = Field(default=10, ge=1)
-    """Number of levels after which the run stops."""
+    max_levels: int | None = Field(default=None, ge=1)
+    """Levels that a run writes at most. Default: 10 of a raw model, all up to one root of a relational one."""
 
     early_stop: bool = False
-    """Stop once a level adds more than 1 / (k - 1) of the previous level's links (the paper's rule)."""
+    """Raw: stop once a level adds more than 1 / (k - 1) of the previous level's links (the paper's rule)."""
 
     compat: Literal["default", "reference"] = "default"
     """`reference` reproduces the official code: flat search, strict density order, stop at k nodes."""
@@ -165,13 +118,3 @@ class Config(Options):
         if isinstance(given, BaseModel) and not isinstance(given, train):
             raise ValueError(f"{type(given).__name__} is not of a {model.features} model, as model.features tells")
         return given
-
-
-def calibrated(config: Config, calibration: Calibration | None) -> Config:
-    """The options of a run with a checkpoint: what the user has not set is taken from its calibration."""
-    if calibration is None:
-        return config
-    values = {name: getattr(calibration, name) for name in ("k", "tau", "max_levels", "early_stop")}
-    return config.model_copy(
-        update={name: value for name, value in values.items() if name not in config.model_fields_set}
-    )

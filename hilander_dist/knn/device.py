@@ -20,8 +20,8 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hilander_dist.knn.crowds import offered_rows
 from hilander_dist.knn.kernel import BUFFER_ROWS, by_cell, scan_tile, tile_slices
+from hilander_dist.knn.near_duplicates import offered_rows
 from hilander_dist.knn.ranking import Candidates, Float32, Int64, rank_exactly, rounding_bound
 
 # One tile of scores (4096 x 4096 float32) takes 64 MiB on the device.

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from hilander_dist.knn.crowds import offered_rows
+from hilander_dist.knn.near_duplicates import offered_rows
 from hilander_dist.knn.ranking import Candidates, Float32, Int64, Rows, exact_sim, rank_exactly, rounding_bound
 
 # One tile of scores (1 MiB of float32) stays in the L2 cache between the product and the scan; a cell of the usual size is one

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from hilander_dist.knn.crowds import CROWD_SIM
 from hilander_dist.knn.kernel import search_part, search_rows
+from hilander_dist.knn.near_duplicates import CROWD_SIM
 from hilander_dist.knn.ranking import Candidates, Float32, Int64, finish
 
 # Below this one flat cell, searched exactly, costs less than training and probing a partition.

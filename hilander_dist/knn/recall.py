@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hilander_dist.exchange import concat_blocks, take_rows
-from hilander_dist.knn.crowds import CROWD_LIMIT, CROWD_RUN, CROWD_RUNS
 from hilander_dist.knn.kernel import count_near, search_rows
 from hilander_dist.knn.layout import PROBES_KEPT, Level, sample_rows
+from hilander_dist.knn.near_duplicates import CROWD_LIMIT, CROWD_RUN, CROWD_RUNS
 from hilander_dist.knn.quantizer import CELLS_AROUND, Quantizer, nearest_cells
 from hilander_dist.knn.ranking import empty_candidates, finish
 from hilander_dist.tasks import Block, Ref, Tasks

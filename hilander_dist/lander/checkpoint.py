@@ -1,7 +1,8 @@
 """Checkpoints: our own format, and the official code's ``.pth`` state dicts (algorithm.md 1.12).
 
 Ours is safetensors with one header entry, ``hilander``: JSON with the schema version, our version, the embedding's
-dimension (null for a relational model that takes any), the kind and shape of the model, the Calibration, and what training wrote.
+dimension (null for a relational model that takes any), the kind and shape of the model, of a relational one its Inference, and what
+training wrote.
 Loading one runs no code. (Several header entries would come in a random order: equal models would give different bytes.)
 An official state dict, of a raw model, has no configuration: the flags must fit it, and a message names those that do.
 """
@@ -17,14 +18,18 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from hilander_dist import __version__
-from hilander_dist.config import Calibration, ModelConfig, RawModel, RelationalModel
+from hilander_dist.config import ModelConfig, RawModel, RelationalModel
 from hilander_dist.errors import ModelError
+from hilander_dist.lander.inference import Inference
 from hilander_dist.lander.model import Lander
 from hilander_dist.lander.relational import RelationalLander
 
 AnyLander = Lander | RelationalLander
 
-_SCHEMA = 1
+_SCHEMA = 2
+_SCHEMA_OF_HEADS = 1
+"""Of relational checkpoints whose clusters were made by heads that are gone."""
+
 _GCN_KEY = "conv.0.gcn_layer.mlp.weight"
 _GAT_KEY = "conv.0.gcn_layer.fc.weight"
 
@@ -36,7 +41,7 @@ def save_checkpoint(model: AnyLander, metadata: dict[str, str]) -> bytes:
         "hilander_version": __version__,
         "dim": model.dim,
         "model": model.config.model_dump(mode="json"),
-        "calibration": model.calibration and model.calibration.model_dump(mode="json"),
+        "inference": model.inference.model_dump(mode="json") if isinstance(model, RelationalLander) else None,
         "training": metadata,
     }
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -55,19 +60,19 @@ def load_checkpoint(data: bytes, name: str, config: ModelConfig) -> AnyLander:
     Raises:
         ModelError: the file is of neither kind, or its weights do not fit the flags, or are not finite.
     """
-    calibration, dim = None, None
+    inference, dim = None, None
     if data[8:9] == b"{":
-        state, dim, config, calibration = _read_own(data, name, config)
+        state, dim, config, inference = _read_own(data, name, config)
     else:
         state = _read_official(data, name)
         dim, config = _check_flags(state, name, config)
     with torch.device("meta"):
         if isinstance(config, RelationalModel):
-            model: AnyLander = RelationalLander(config, dim, _members(state))
+            model: AnyLander = RelationalLander(config, dim)
+            model.inference = inference or Inference()
         else:
             assert dim is not None
             model = Lander(dim, config)
-    model.calibration = calibration
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     bad = _first_misfit(expected, state)
     if bad is not None:
@@ -92,7 +97,7 @@ def model_hash(model: AnyLander) -> str:
 
 def _read_own(
     data: bytes, name: str, config: ModelConfig
-) -> tuple[dict[str, Tensor], int | None, ModelConfig, Calibration | None]:
+) -> tuple[dict[str, Tensor], int | None, ModelConfig, Inference | None]:
     try:
         state = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
@@ -110,23 +115,21 @@ def _read_own(
         dim = header["dim"] if isinstance(shape, RelationalModel) and header["dim"] is None else int(header["dim"])
         if dim is not None and dim < 1:
             raise ValueError(dim)
-        found = header.get("calibration")
-        return state, dim, shape, found and Calibration.model_validate(found)
+        if isinstance(shape, RelationalModel) and header["schema"] == _SCHEMA_OF_HEADS:
+            raise ModelError(
+                f"{name}: a relational checkpoint of hilander_dist before 0.2, whose way of clustering is gone: train it anew"
+            )
+        found = header.get("inference")
+        return state, dim, shape, found and Inference.model_validate(found)
     except (ValueError, KeyError, TypeError):  # A ValidationError is a ValueError.
         raise ModelError(f"{name}: the `hilander` header entry is damaged; use another copy of the file") from None
 
 
 def _own_shape(header: dict[str, Any], config: ModelConfig) -> ModelConfig:
-    """The shape that a header tells; those of relational models once had the options of raw ones too."""
     if header["features"] == "relational":
         return RelationalModel.model_validate({key: header[key] for key in RelationalModel.model_fields})
     backend = config.backend if isinstance(config, RawModel) else "torch"
     return RawModel.model_validate({**header, "backend": backend})
-
-
-def _members(state: dict[str, Tensor]) -> int:
-    """Of the head of joins; at least one, which is missed if it is not there."""
-    return max(1, len({key.split(".")[2] for key in state if key.startswith("join.members.")}))
 
 
 def _read_official(data: bytes, name: str) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hilander_dist.config import Calibration, RawModel
+from hilander_dist.config import RawModel
 from hilander_dist.lander.layers import GatConvolution, GcnConvolution, Linear
 from hilander_dist.lander.neighbours import neighbour_rows, rank_sum
 
@@ -39,7 +39,6 @@ class Lander(nn.Module):
         """For embeddings of ``dim`` numbers. Weights are drawn from torch's global generator."""
         super().__init__()
         self.dim, self.config, self.num_conv = dim, config, config.num_conv
-        self.calibration: Calibration | None = None
         H, G = config.hidden, config.hidden // 2
         widths = [dim * 2 if config.uses_cluster_features else dim, H, H, G, G]
         self.conv = nn.ModuleList(

@@ -9,8 +9,6 @@ symmetric in both ends, so both directions of an edge agree.
 Shapes: B nodes, K neighbours, T rows of the neighbours' table, Q depths of lists, M of means, F edge inputs, W width.
 """
 
-import itertools
-from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -18,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hilander_dist.config import Calibration, RelationalModel
+from hilander_dist.config import RelationalModel
 from hilander_dist.knn.local_means import COSINE_ONE
+from hilander_dist.lander.inference import Inference
 from hilander_dist.lander.layers import Linear
 
 _DEPTHS = (1 / 16, 1 / 8, 3 / 8, 1.0)
@@ -96,7 +95,7 @@ def edge_inputs(
 
     Args:
         sim_BK: similarities.
-        shared_BKQ: number of shared neighbours at each of ``list_depths(k)`` (``knn.shared``).
+        shared_BKQ: number of shared neighbours at each of ``list_depths(k)`` (``knn.neighbour_overlap``).
         cos_BKM: int16 cosines of local means at each of ``mean_depths(k)`` (``knn.local_means``).
         own_mean_B: mean similarity of the node to its neighbours.
         nbr_mean_BK: the same of each neighbour.
@@ -120,85 +119,15 @@ def edge_inputs(
     return torch.cat(columns, 2) * real_BK[:, :, None]
 
 
-PAIR_INPUTS = 10
-"""See ``cluster.pairs.pair_inputs``."""
-
-HALF_INPUTS = 13
-"""See ``cluster.halves.describe``."""
-
-_HEAD_WIDTH = 24
-
-_UNTRAINED = 20.0
-"""Log-odds of a head's answer before training: pairs of clusters are of two classes, halves of a cluster of one."""
-
-
-class ClusterHead(nn.Module):
-    """Scores pairs of clusters, or the halves of one, from sums over their members' edges."""
-
-    def __init__(self, inputs: int, untrained: float) -> None:
-        """Of ``inputs`` numbers a pair. Untrained, its answer is always ``untrained``, and its bytes are always the same."""
-        super().__init__()
-        self.mean_F: Tensor
-        self.deviation_F: Tensor
-        self.register_buffer("mean_F", torch.zeros(inputs))
-        self.register_buffer("deviation_F", torch.ones(inputs))
-        widths = (inputs, _HEAD_WIDTH, _HEAD_WIDTH)
-        self.body = nn.Sequential(
-            *(layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU()))
-        )
-        self.out = nn.Linear(_HEAD_WIDTH, 1)
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.zero_()
-            self.out.bias.fill_(untrained)
-
-    def forward(self, inputs_EF: Tensor) -> Tensor:
-        """Log-odds that both are of one class, (E)."""
-        return cast("Tensor", self.out(self.body((inputs_EF - self.mean_F) / self.deviation_F)))[:, 0]
-
-
-class CarefulHead(nn.Module):
-    """Scores pairs of clusters by several heads, each of which has not seen one of the data sets; the lowest answer counts.
-
-    What a head makes of a domain that it has not met is partly chance, and clusters that should not be one cost more than parts of
-    one: see ``pipeline.head_training.fit_careful``.
-    """
-
-    def __init__(self, members: Iterable[ClusterHead]) -> None:
-        """Of these heads, one at least."""
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, inputs_EF: Tensor) -> Tensor:
-        """Log-odds that both are of one class, (E)."""
-        return torch.stack([member(inputs_EF) for member in self.members]).amin(0)
-
-
-def pair_head() -> ClusterHead:
-    """An untrained head for pairs of clusters (``cluster.pairs``): it merges nothing."""
-    return ClusterHead(PAIR_INPUTS, -_UNTRAINED)
-
-
-def split_head() -> ClusterHead:
-    """An untrained head for the halves of clusters (``cluster.halves``): it splits nothing."""
-    return ClusterHead(HALF_INPUTS, _UNTRAINED)
-
-
-def join_head(members: int = 1) -> CarefulHead:
-    """An untrained head for pairs of small clusters (``cluster.joins``): it joins nothing."""
-    return CarefulHead(ClusterHead(HALF_INPUTS, -_UNTRAINED) for _ in range(members))
-
-
 class RelationalLander(nn.Module):
     """Scores the edges of one level from relations alone."""
 
-    def __init__(self, config: RelationalModel, dim: int | None = None, members: int = 1) -> None:
+    def __init__(self, config: RelationalModel, dim: int | None = None) -> None:
         """Of ``config.hidden`` numbers a node and ``config.num_conv`` rounds. Weights come from torch's generator.
 
         Args:
             config: the shape.
             dim: of the embeddings, where it has a map for them; None for any embeddings, as they are.
-            members: of the head of joins.
         """
         super().__init__()
         self.config, self.num_conv = config, config.num_conv
@@ -206,7 +135,7 @@ class RelationalLander(nn.Module):
         self.map_DD: Tensor
         if dim is not None:
             self.set_map(torch.eye(dim))
-        self.calibration: Calibration | None = None
+        self.inference = Inference()
         W = config.hidden
         self.edge = nn.ModuleList(
             nn.Sequential(Linear(EDGE_INPUTS + (2 * W if layer else 0), W), nn.ReLU(), Linear(W, W), nn.ReLU())
@@ -216,7 +145,6 @@ class RelationalLander(nn.Module):
             nn.Sequential(Linear(3 * W if layer else 2 * W, W), nn.ReLU()) for layer in range(config.num_conv)
         )
         self.head = Linear(W, 1)
-        self.pair, self.split, self.join = pair_head(), split_head(), join_head(members)
 
     def set_map(self, map_DD: Tensor) -> None:
         """Vectors go through this map, float32, before anything is computed (``cluster.whitening``)."""

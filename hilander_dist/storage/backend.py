@@ -73,9 +73,6 @@ class Backend(Protocol):
     def delete(self, paths: Sequence[str]) -> None:
         """Delete files; missing ones are no error."""
 
-    def delete_tree(self, path: str) -> None:
-        """Delete a directory with all that is below it; a missing one is no error."""
-
     def sweep(self) -> None:
         """Delete what killed writers left half written."""
 

@@ -6,7 +6,6 @@ Links are followed. A write is on the disk, with its name, when it returns: the 
 import contextlib
 import errno
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -111,10 +110,6 @@ class Local:
     def delete(self, paths: Sequence[str]) -> None:
         for path in paths:
             self._at(path).unlink(missing_ok=True)
-
-    def delete_tree(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._at(path))
 
     def sweep(self) -> None:
         for left in self._at("").rglob(f"{TEMPORARY}*"):

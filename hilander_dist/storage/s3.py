@@ -133,9 +133,6 @@ class S3:
             for failure in answer.get("Errors", []):
                 raise boto.ClientError({"Error": failure}, "DeleteObjects")
 
-    def delete_tree(self, path: str) -> None:
-        self.delete([file.path for file in self.scan(path).files])
-
     def sweep(self) -> None:
         pass  # a put that was cut off leaves no key
 

@@ -120,10 +120,6 @@ class Storage:
         rest = list(paths)
         self._run("", lambda: self._backend.delete(rest))
 
-    def delete_tree(self, path: str = "") -> None:
-        """Delete the directory `path` with all files below it; a missing one is no error."""
-        self._run(path, lambda: self._backend.delete_tree(path))
-
     def sweep(self) -> None:
         """Delete what killed writers left half written. Nobody may be writing."""
         self._run("", self._backend.sweep)

@@ -7,6 +7,10 @@ import contextlib
 import io
 import logging
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +168,9 @@ def read_bad_rows(output: Path) -> pd.DataFrame:
     return _read(output / "bad_rows")
 
 
-def result_bytes(output: Path, folders: Sequence[str] = ("assignments", "clusters", "bad_rows")) -> dict[str, bytes]:
+def result_bytes(
+    output: Path, folders: Sequence[str] = ("assignments", "clusters", "tree", "bad_rows")
+) -> dict[str, bytes]:
     """The files of a result by their name."""
     files = [file for folder in folders for file in sorted((output / folder).glob("*"))]
     return {file.relative_to(output).as_posix(): file.read_bytes() for file in files}
@@ -177,6 +183,27 @@ def is_busy_worker(process: psutil.Process) -> bool:
     except psutil.Error:  # it has gone
         return False
     return title.startswith("ray::") and title != "ray::IDLE" and not title.endswith("Agent")
+
+
+def start_and_kill(command: list[str], is_time: Callable[[], bool]) -> None:
+    """Start the command with a Ray of its own and SIGKILL it, then what is left of its processes, once it is time."""
+    driver = subprocess.Popen([Path(sys.executable).with_name("hilander"), *command], stderr=subprocess.PIPE, text=True)
+    assert driver.stderr is not None
+    while not is_time():
+        assert driver.poll() is None, driver.stderr.read()
+        time.sleep(0.002)
+    driver.send_signal(signal.SIGSTOP)  # listing its processes takes a while, in which it would go on
+    tree = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    for process in tree:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    assert driver.wait(30) == -9
+    psutil.wait_procs(tree, timeout=30)
+    driver.stderr.close()
+    assert not (Path(command[command.index("--output") + 1]) / "_SUCCESS").exists()
 
 
 def _read(folder: Path) -> pd.DataFrame:

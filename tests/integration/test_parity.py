@@ -11,23 +11,23 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from hilander_dist.cluster import links as cluster_links
-from hilander_dist.cluster.levels import LevelOptions, Nodes, run_levels
-from hilander_dist.cluster.links import Linker, link_by_model
-from hilander_dist.cluster.truth import link_by_labels, training_path
+from hilander_dist.cluster.hierarchy import links as cluster_links
+from hilander_dist.cluster.hierarchy.label_links import link_by_labels, training_path
+from hilander_dist.cluster.hierarchy.levels import LevelOptions, Nodes, run_levels
+from hilander_dist.cluster.hierarchy.links import Linker, link_by_model
 from hilander_dist.config import Config, RawModel, RawTrain
+from hilander_dist.jobs import cluster as job
+from hilander_dist.jobs.train import run_train_job
 from hilander_dist.knn.layout import Level
 from hilander_dist.lander.checkpoint import load_checkpoint
-from hilander_dist.lander.level_graphs import LevelGraph, load_level_graph
+from hilander_dist.local_tasks import held
 from hilander_dist.monitor.progress import Progress
-from hilander_dist.pipeline import cluster as job
-from hilander_dist.pipeline.train import run_train_job
 from hilander_dist.run import Run
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Ref, Tasks
+from hilander_dist.training.level_graphs import LevelGraph, load_level_graph
 from tests import oracle, points
 from tests.integration.conftest import make_weights, read_assignments, read_clusters, result_bytes, write_points
-from tests.local_tasks import held
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -178,7 +178,9 @@ def test_levels_are_those_of_the_oracle(name: str, seen: list[Links], tmp_path: 
     model, weights = make_weights(tmp_path / "model.pth", case.seed, x_ND.shape[1], **case.weights)
     k = case.options.get("k", 10)
     config = make_config(case.weights, oracle.middle_tau(x_ND, weights, k), **case.options)
-    levels = oracle.hierarchy(x_ND, weights, k, config.tau, config.max_levels, config.early_stop, config.compat)
+    levels = oracle.hierarchy(
+        x_ND, weights, k, config.tau, config.max_levels or job.RAW_LEVELS, config.early_stop, config.compat
+    )
     assert min(level.margin.min() for level in levels) > MARGIN
     assert len(levels) > 1
 

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,25 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-import torch
 
 from hilander_dist.cluster.whitening import map_rows
 from hilander_dist.config import Config, RelationalModel, load_config
 from hilander_dist.errors import ConfigError, InputError, ModelError, StorageError
 from hilander_dist.ingest import normalise_rows
-from hilander_dist.lander import training
+from hilander_dist.jobs import train
+from hilander_dist.jobs.cluster import run_cluster_job
+from hilander_dist.jobs.models import GENERAL
+from hilander_dist.jobs.train import run_train_job
+from hilander_dist.jobs.tune import run_tune_job
 from hilander_dist.lander.checkpoint import load_checkpoint, save_checkpoint
-from hilander_dist.lander.episode_course import EpisodeCourse
 from hilander_dist.lander.relational import RelationalLander
-from hilander_dist.pipeline import train
-from hilander_dist.pipeline.cluster import GENERAL, run_cluster_job
-from hilander_dist.pipeline.meta_training import Episodes, make_course
-from hilander_dist.pipeline.train import run_train_job
-from hilander_dist.pipeline.tune import run_tune_job
+from hilander_dist.run import Run
+from hilander_dist.training import loop as training
+from hilander_dist.training.calibration import TEMPERATURES
+from hilander_dist.training.episode_course import EpisodeCourse
+from hilander_dist.training.meta_training import Episodes, make_course
 from tests import points
-from tests.integration.conftest import read_assignments, result_bytes, write_points
+from tests.integration.conftest import hilander, read_assignments, read_clusters, result_bytes, write_points
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),
@@ -87,23 +90,18 @@ def scores_of(run: Path) -> dict[str, Any]:
     return final
 
 
-def last_layers(*heads: torch.nn.Module) -> list[torch.Tensor]:
-    """The weights of the last layers of heads of clusters and of their members; untrained, they are zero."""
-    return [weight for head in heads for name, weight in head.state_dict().items() if name.endswith("out.weight")]
-
-
-def test_training_leaves_a_calibrated_checkpoint_and_its_numbers(trained: Path) -> None:
+def test_training_leaves_a_checkpoint_with_what_decides_its_clusters_and_its_numbers(trained: Path) -> None:
     model = load_checkpoint((trained / "model.safetensors").read_bytes(), "trained", RelationalModel())
-    assert model.config.features == "relational"
-    assert model.calibration is not None
-    assert model.calibration.max_levels == 1
-    assert 0 < model.calibration.lone_rate < 0.3
     assert isinstance(model, RelationalLander)
-    assert all(weight.any() for weight in last_layers(model.pair))
-    # Of the two members, which have seen a set each, one has too few examples of 48 episodes.
-    assert sorted(bool(weight.any()) for weight in last_layers(model.join)) == [False, True]
+    assert model.dim is None
+    assert model.inference.whiten
+    assert model.inference.shift is None
+    assert 0 < model.inference.base_rate < 0.9
     found = json.loads((trained / "manifest.json").read_text())
-    assert found["calibration"]["tau"] == model.calibration.tau
+    assert found["schema_version"] == 2
+    assert found["calibration"]["base_rate"] == model.inference.base_rate
+    assert found["calibration"]["temperature"] in TEMPERATURES
+    assert found["calibration"]["pairwise_f"] > 0.6
     assert found["counts"]["classes"] == 32
     assert len(found["input"]) == 2
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
@@ -123,8 +121,7 @@ def test_a_set_of_another_dimension_is_clustered_the_same_for_any_sharding(
         runs.append(result_bytes(output))
     assert runs[0] == runs[1]
     assert manifest["config"]["k"] == 80
-    level = manifest["levels"][0]
-    assert 0 < level["mean_probability"] < 1
+    assert 0 < manifest["mean_probability"] < 1
     final = scores_of(output)
     assert final["pairwise"]["f"] > 0.6
     assert UNSEEN_CLASSES / 2 <= final["clusters"] <= UNSEEN_CLASSES * 2
@@ -133,15 +130,46 @@ def test_a_set_of_another_dimension_is_clustered_the_same_for_any_sharding(
 def test_the_general_checkpoint_is_the_default(sets: dict[str, Path], tmp_path: Path) -> None:
     assert GENERAL.stat().st_size < 4 * 2**20
     manifest = run_cluster_job(str(sets["c"]), None, str(tmp_path / "run"), Config())
-    general = load_checkpoint(GENERAL.read_bytes(), "general", RelationalModel())
-    assert general.calibration is not None
-    assert manifest["config"]["tau"] == general.calibration.tau
-    assert manifest["config"]["max_levels"] == 1
+    assert manifest["config"]["k"] == 80
+    assert manifest["config"]["max_levels"] is None
     final = scores_of(tmp_path / "run")
     assert final["pairwise"]["f"] > 0.8
+    # What the manifest says is what the files hold.
+    rows, clusters = read_assignments(tmp_path / "run"), read_clusters(tmp_path / "run")
+    levels, chosen = manifest["levels"], manifest["chosen_level"]
+    assert rows["cluster_id"].equals(rows[f"level_{chosen}"].rename("cluster_id"))
+    assert [rows[f"level_{at}"].nunique() for at in range(len(levels))] == [level["clusters"] for level in levels]
+    assert manifest["clusters"] == final["clusters"] == levels[chosen]["clusters"]
+    assert levels[-1]["clusters"] == 1
+    assert levels[chosen]["shift"] == manifest["chosen_shift"]
+    assert manifest["chosen_because"] in ("agreement", "components")
+    assert manifest["warnings"] == []
+    assert [level["shift"] for level in manifest["path"]] == sorted(level["shift"] for level in manifest["path"])
+    assert clusters.groupby("level").size().tolist() == [level["clusters"] for level in levels]
+    merged = pq.read_table(tmp_path / "run" / "tree").to_pandas()
+    assert len(merged) == manifest["clusters"] - 1
+    assert merged["count"].max() == manifest["clusters"]
     # An option of the user's goes before the checkpoint's.
-    other = run_cluster_job(str(sets["c"]), None, str(tmp_path / "other"), Config(k=20, tau=0.9))
-    assert (other["config"]["k"], other["config"]["tau"]) == (20, 0.9)
+    other = run_cluster_job(str(sets["c"]), None, str(tmp_path / "other"), Config(k=20, max_levels=2))
+    assert (other["config"]["k"], other["config"]["max_levels"]) == (20, 2)
+    assert len(other["levels"]) == max(2, other["chosen_level"] + 1)
+
+
+def test_options_of_a_raw_model_are_refused_with_a_relational_checkpoint(
+    trained: Path, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    source = str(sets["c"])
+    for option in ("tau=0.3", "early_stop=true"):
+        name, config = option.partition("=")[0], load_config(overrides=[option])
+        refused = rf"{name}: only a raw model has it, and this one is relational: leave it out; .*`hilander cut`"
+        with pytest.raises(ConfigError, match=refused):
+            run_cluster_job(source, str(trained), str(tmp_path / "no"), config)
+        with pytest.raises(ConfigError, match=refused):
+            run_tune_job(source, source, None, str(tmp_path / "no"), config)
+    done = hilander("cluster", "--input", source, "--output", tmp_path / "no", "--tau", 0.3)
+    assert done.code == 2
+    assert done.error.startswith("error: tau: only a raw model has it")
+    assert not list((tmp_path / "no").rglob("*"))  # before any work
 
 
 def test_whitening_is_that_of_an_earlier_run_where_its_quantizer_is_used(
@@ -175,10 +203,8 @@ def test_a_model_of_one_set_has_the_whitening_of_its_classes(sets: dict[str, Pat
     # The same vectors, mapped beforehand, by the same network without a map.
     model = load_checkpoint((tmp_path / "model" / "model.safetensors").read_bytes(), "trained", RelationalModel())
     assert isinstance(model, RelationalLander)
-    # Its heads were not trained on so few classes.
-    assert not any(weight.any() for weight in last_layers(model.pair, model.split, model.join))
     plain = RelationalLander(model.config)
-    plain.calibration = model.calibration
+    plain.inference = model.inference
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "map_DD"})
     (tmp_path / "plain.safetensors").write_bytes(save_checkpoint(plain, {}))
     mapped_ND = map_rows(normalise_rows(x_ND[~seen_N]), model.map_DD.numpy())
@@ -194,26 +220,45 @@ def test_a_model_of_one_set_has_the_whitening_of_its_classes(sets: dict[str, Pat
         run_tune_job(other, other, str(tmp_path / "model"), str(tmp_path / "no"), Config())
 
 
-def test_tuning_by_some_labels(sets: dict[str, Path], tmp_path: Path) -> None:
+def test_tuning_by_some_labels(sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pq.read_table(sets["c"], columns=["id", "label"])
     some = np.random.default_rng(0).permutation(UNSEEN)[:300]
     pq.write_table(table.take(some), tmp_path / "labels.parquet")
     arguments = str(sets["c"]), str(tmp_path / "labels.parquet"), None
     one = run_tune_job(*arguments, str(tmp_path / "tuned"), Config())
-    three = run_tune_job(*arguments, str(tmp_path / "three"), Config(num_shards=3))
-    assert one["tuning"] == three["tuning"]
+    killed = str(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "mark", dies_at("level-0/path-05"))
+        with pytest.raises(SystemExit):
+            run_tune_job(*arguments, killed, Config(num_shards=3))
+    resumed = run_tune_job(*arguments, killed, Config(num_shards=3))
+    assert one["tuning"] == resumed["tuning"]
+    for name in ("model.safetensors", "metrics.json"):
+        assert (tmp_path / "tuned" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     tuning = one["tuning"]
-    assert tuning["labelled"] == 300
-    by_tau = {row["tau"]: row for row in tuning["by_tau"]}
-    assert by_tau[tuning["tau"]]["pairwise_f"] >= tuning["expected_pairwise_f"] - 0.05
+    assert (tuning["labelled"], tuning["classes"]) == (300, table.take(some)["label"].to_pandas().nunique())
+    by_shift = {row["shift"]: row for row in tuning["by_level"]}
+    assert by_shift[tuning["shift"]]["pairwise_f"] >= tuning["expected_pairwise_f"] - 0.05
     manifest = run_cluster_job(str(sets["c"]), str(tmp_path / "tuned"), str(tmp_path / "run"), Config())
-    assert manifest["config"]["tau"] == tuning["tau"]
+    assert (manifest["chosen_shift"], manifest["chosen_because"]) == (tuning["shift"], "asked for")
     with pytest.raises(StorageError, match="nowhere"):
         run_tune_job(*arguments, str(tmp_path / "no"), Config(quantizer=str(tmp_path / "nowhere")))
     # What was expected is what came out, for the labelled items and for all.
     assert scores_of(tmp_path / "run")["pairwise"]["f"] == pytest.approx(tuning["expected_pairwise_f"], abs=0.1)
     clusters = read_assignments(tmp_path / "run")
     assert len(clusters) == UNSEEN
+
+
+def dies_at(marker: str) -> Callable[..., None]:
+    """``Run.mark`` of a process that ends in the place of writing a marker."""
+    mark = Run.mark
+
+    def mark_or_die(run: Run, name: str, numbers: dict[str, Any]) -> None:
+        if name == marker:
+            raise SystemExit
+        mark(run, name, numbers)
+
+    return mark_or_die
 
 
 def test_more_neighbours_than_can_be_counted_are_refused(sets: dict[str, Path], tmp_path: Path) -> None:

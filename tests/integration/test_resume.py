@@ -1,11 +1,7 @@
 """Runs that are killed: the same command again goes on and ends in the same bytes; another command is refused."""
 
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +16,7 @@ from tests.integration.conftest import (
     is_busy_worker,
     make_weights,
     result_bytes,
+    start_and_kill,
     write_points,
 )
 
@@ -68,7 +65,7 @@ def test_a_driver_killed_twice_goes_on_where_it_was(jobs: dict[str, Job], tmp_pa
     output = tmp_path / "run"
     work = output / "_work"
     graph = work / "level-0" / "graph-00000.safetensors"
-    _start_and_kill(job.command(output), lambda: graph.exists())
+    start_and_kill(job.command(output), lambda: graph.exists())
     assert not (work / "markers" / "level-0.json").exists()
 
     _refused(hilander(*job.command(output, "--tau", 0.123)), "config.tau", "0.123 now")
@@ -87,7 +84,7 @@ def test_a_driver_killed_twice_goes_on_where_it_was(jobs: dict[str, Job], tmp_pa
     )
 
     begun = graph.stat().st_mtime_ns
-    _start_and_kill(job.command(output), lambda: any((output / "assignments").glob("*.parquet")))
+    start_and_kill(job.command(output), lambda: any((output / "assignments").glob("*.parquet")))
     first_level = (work / "markers" / "level-0.json").read_bytes()
 
     outcome = hilander(*job.command(output))
@@ -98,16 +95,38 @@ def test_a_driver_killed_twice_goes_on_where_it_was(jobs: dict[str, Job], tmp_pa
     _refused(hilander(*job.command(output)), "holds a complete run")
 
 
-def test_a_driver_killed_among_relations_goes_on_where_it_was(jobs: dict[str, Job], tmp_path: Path) -> None:
+def test_a_driver_killed_again_and_again_goes_on_where_it_was(jobs: dict[str, Job], tmp_path: Path) -> None:
+    """With the general checkpoint: among the scores, and twice inside the merges."""
     job = jobs["general"]
     output = tmp_path / "run"
-    relations = output / "_work" / "level-0" / "relations-00000.safetensors"
-    _start_and_kill(job.command(output), lambda: relations.exists())
-    begun = relations.stat().st_mtime_ns
+    work = output / "_work"
+    path = work / "markers" / "level-0"
+    moments = (
+        work / "level-0" / "relations-00000.safetensors",
+        work / "level-0" / "path-02" / "moves.safetensors",
+        path / "path-08.json",
+    )
+    written: dict[Path, int] = {}
+    for file in moments:
+        start_and_kill(job.command(output), file.exists)
+        found = _written(work)
+        assert found.keys() >= written.keys()
+        written = {**found, **written}
+        assert not (path / "path-22.json").exists()  # the last level of the path
     outcome = hilander(*job.command(output))
     assert outcome.code == 0, outcome.err
+    assert (path / "path-22.json").exists()
     assert result_bytes(output) == job.expected
-    assert relations.stat().st_mtime_ns == begun
+    # Nothing that was there has been written again.
+    again = _written(work)
+    assert {file: again[file] for file in written} == written
+
+
+def _written(work: Path) -> dict[Path, int]:
+    """What is saved of level 0, with the times of its writing."""
+    folders = (work / "level-0", work / "markers" / "level-0")
+    files = (file for folder in folders for file in folder.rglob("*") if not file.name.startswith("."))
+    return {file: file.stat().st_mtime_ns for file in files if file.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -136,27 +155,6 @@ def test_a_killed_worker_changes_nothing(model: str, begun: str, jobs: dict[str,
     assert outcome.code == 0, outcome.err
     assert len(killed) == 1
     assert result_bytes(output) == job.expected
-
-
-def _start_and_kill(command: list[str], is_time: Callable[[], bool]) -> None:
-    """Start the command with a Ray of its own and SIGKILL it, then what is left of its processes, once it is time."""
-    driver = subprocess.Popen([Path(sys.executable).with_name("hilander"), *command], stderr=subprocess.PIPE, text=True)
-    assert driver.stderr is not None
-    while not is_time():
-        assert driver.poll() is None, driver.stderr.read()
-        time.sleep(0.002)
-    driver.send_signal(signal.SIGSTOP)  # listing its processes takes a while, in which it would go on
-    tree = psutil.Process(driver.pid).children(recursive=True)
-    driver.kill()
-    for process in tree:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    assert driver.wait(30) == -9
-    psutil.wait_procs(tree, timeout=30)
-    driver.stderr.close()
-    assert not (Path(command[command.index("--output") + 1]) / "_SUCCESS").exists()
 
 
 def _refused(outcome: Outcome, *words: str) -> None:

@@ -17,18 +17,18 @@ import ray
 from ray.cluster_utils import Cluster
 
 from hilander_dist.config import Config, RawModel
-from hilander_dist.pipeline.cluster import run_cluster_job
+from hilander_dist.jobs.cluster import run_cluster_job
 from tests import oracle, points
 from tests.integration.conftest import is_busy_worker, make_weights, result_bytes, write_points
 
 NODES = 3
 SHARDS = 5
-LAYOUT, SCORES, CLUSTERS = ("nodes", 1), ("graph", SHARDS), ("relations", SHARDS)
-"""Level 0 has so many blocks of a kind when these stages begin."""
+LAYOUT, SCORES, MERGES = ("nodes-*", 1), ("graph-*", SHARDS), ("path-03/*", 1)
+"""Level 0 has so many blocks of a kind when these stages begin, or, of the merges, are under way."""
 RUNS = {
     "undisturbed": ("general", []),
     "one death": ("raw", [SCORES]),
-    "two deaths": ("general", [LAYOUT, CLUSTERS]),
+    "two deaths": ("general", [LAYOUT, MERGES]),
 }
 """The model of each run, and when nodes are killed."""
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ def test_several_nodes_and_their_deaths_give_the_bytes_of_one_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A shard's rows are 138 KB: Ray keeps results below 100 KB with the driver, where the death of a node loses nothing.
-    x_ND = points.clustered(0, 2700, 64, 150)[0]
+    x_ND = points.with_duplicates(0, 2700, 64, (2, 3, 7, 25, 90))[0]
     for part in range(4):
         rows = slice(part * 700, part * 700 + 700)
         write_points(tmp_path / "in" / f"{part}.parquet", x_ND[rows], ids=list(range(2700))[rows])
@@ -69,6 +69,9 @@ def test_several_nodes_and_their_deaths_give_the_bytes_of_one_node(
             assert not death["alive"]
             assert {"ingest.json", "level-0.json"} & set(death["finished"]) == {"ingest.json"}
         assert result_bytes(tmp_path / run) == expected[model]
+    in_merges = said["two deaths"][1]["finished"]
+    assert "level-0/path-02.json" in in_merges
+    assert "level-0/path-22.json" not in in_merges  # the last level of the path
 
 
 def run_job(folder: Path, model: str, output: str) -> None:
@@ -121,10 +124,11 @@ def _watch(raylets: list[psutil.Process], busy: set[int]) -> None:
 def _kill(victims: list[psutil.Process], work: Path, deaths: list[tuple[str, int]], seen: list[list[str]]) -> None:
     """SIGKILL nodes, each once level 0 has so many blocks of a kind; note the stages that were finished then."""
     for raylet, (kind, count) in zip(victims, deaths, strict=True):
-        while len(list((work / "level-0").glob(f"{kind}-*"))) < count and not (work.parent / "_SUCCESS").exists():
+        while len(list((work / "level-0").glob(kind))) < count and not (work.parent / "_SUCCESS").exists():
             time.sleep(0.001)
         raylet.kill()
-        seen.append(sorted(file.name for file in (work / "markers").iterdir()))
+        markers = work / "markers"
+        seen.append(sorted(file.relative_to(markers).as_posix() for file in markers.rglob("*.json")))
 
 
 def _raylet(node: Any) -> psutil.Process:

@@ -56,7 +56,7 @@ def test_listings_of_many_pages(storage: Storage) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: storage.put(f"many/{i:04}", b""), range(1005)))
     assert [file.path for file in storage.list()] == [f"many/{i:04}" for i in range(1005)]
-    storage.delete_tree("many")
+    storage.delete_all([info.path for info in storage.list()])
     assert storage.list() == []
 
 

@@ -10,12 +10,12 @@ import ray
 
 from hilander_dist.config import RawModel, RawTrain
 from hilander_dist.errors import ClusterError, InputError
-from hilander_dist.lander import training
 from hilander_dist.lander.checkpoint import load_checkpoint
-from hilander_dist.lander.level_course import LevelCourse
-from hilander_dist.lander.level_graphs import LevelGraph
-from tests.unit.lander.alone import train_alone
-from tests.unit.lander.graphs import load_two_levels
+from hilander_dist.training import loop as training
+from hilander_dist.training.level_course import LevelCourse
+from hilander_dist.training.level_graphs import LevelGraph
+from tests.unit.training.alone import train_alone
+from tests.unit.training.made_graphs import load_two_levels
 
 # Ray Train imports Ray Data, whose defaults trip over their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
@@ -42,9 +42,10 @@ class TestFit:
         # Two of the three that it asks for.
         pair = training.fit(course(load_two_levels, num_workers=3, min_workers=1), str(tmp_path / "two"), "run")
 
-        assert len(alone.loss_E) == TRAIN.epochs
-        assert alone.loss_E[-1] < alone.loss_E[0]
-        np.testing.assert_allclose(pair.loss_E, alone.loss_E, atol=1e-5)
+        loss_E, pair_loss_E = ([epoch["loss"] for epoch in found.history] for found in (alone, pair))
+        assert len(loss_E) == TRAIN.epochs
+        assert loss_E[-1] < loss_E[0]
+        np.testing.assert_allclose(pair_loss_E, loss_E, atol=1e-5)
         one, other = (load_checkpoint(found.checkpoint, "test", MODEL).state_dict() for found in (alone, pair))
         for key, value in one.items():
             np.testing.assert_allclose(value, other[key], atol=1e-5)

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import hilander_dist
-import hilander_dist.pipeline.cluster as cluster_job
+import hilander_dist.jobs.cluster as cluster_job
 from hilander_dist.cli import app, main
 from hilander_dist.config import Config, config_yaml
 from hilander_dist.errors import ClusterError, InputError

@@ -8,13 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilander_dist.config import (
-    Calibration,
     Config,
     RawModel,
     RawTrain,
     RelationalModel,
     RelationalTrain,
-    calibrated,
     config_schema,
     config_yaml,
     load_config,
@@ -142,13 +140,12 @@ def test_the_yaml_shows_every_key_of_its_kind_of_model(
 
 
 def test_what_nobody_set_is_a_comment_so_that_others_may_bring_it() -> None:
-    text = config_yaml(load_config(overrides=["tau=0.6", "model.hidden=8"]))
-    assert parse_config(yaml.safe_load(text)).model_fields_set == {"tau", "model"}
+    text = config_yaml(load_config(overrides=["max_levels=3", "model.hidden=8"]))
+    assert parse_config(yaml.safe_load(text)).model_fields_set == {"max_levels", "model"}
     dumped = yaml.safe_load(text)
     assert parse_config({**dumped, "model": {"features": "raw"}}).train.epochs == 250
     raw = yaml.safe_load(config_yaml(load_config(overrides=["model.features=raw", "train.lr=0.1"])))
     assert raw == {"model": {"features": "raw"}, "train": {"lr": 0.1}}
-    assert calibrated(parse_config(dumped), Calibration(tau=0.3, k=80)).k == 80
     assert yaml.safe_load(config_yaml(Config())) is None
 
 

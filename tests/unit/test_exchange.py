@@ -18,7 +18,7 @@ from hilander_dist.exchange import (
     take_rows,
     unpack,
 )
-from tests.local_tasks import LocalTasks, put, put_all
+from hilander_dist.local_tasks import LocalTasks, put, put_all
 
 STARTS = st.lists(st.integers(0, 60), min_size=0, max_size=5).map(lambda cuts: (0, *sorted(cuts), 60))
 KEYS = st.lists(st.integers(-1, 59), max_size=80).map(lambda keys: np.array(keys, dtype=np.int64))

@@ -26,12 +26,12 @@ from hilander_dist.ingest import (
     serve_ids,
     split_bad_rows,
 )
+from hilander_dist.local_tasks import LocalTasks, Value, put
 from hilander_dist.run import Run
 from hilander_dist.source import Source, open_source
 from hilander_dist.source import source as source_module
 from hilander_dist.storage import Storage
 from tests import oracle
-from tests.local_tasks import LocalTasks, Value, put
 from tests.points import random_rows
 
 

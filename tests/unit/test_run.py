@@ -1,5 +1,6 @@
 import contextlib
 import copy
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def test_restart_discards_a_complete_run_without_its_work_area_and_leaves_the_us
     first.output.put("assignments/part-00000.parquet", b"x")
     first.output.put("my-notes.txt", b"x")
     first.succeed({})
-    first.output.delete_tree("_work")
+    shutil.rmtree(tmp_path / "_work")
     Run(Storage(str(tmp_path)), FINGERPRINT, restart=True)
     assert files(tmp_path) == ["_work/fingerprint.json", "my-notes.txt"]
 

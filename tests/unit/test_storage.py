@@ -55,10 +55,9 @@ def listing(storage: Storage) -> None:
     assert storage.list("a-1") == before
     storage.put("a-1/x", b"other")
     assert storage.list("a-1")[0].tag != before[0].tag
-    storage.delete_tree("a")
-    storage.delete_tree("a")
+    storage.delete_all([info.path if info.path.startswith("a/") else f"a/{info.path}" for info in storage.list("a")])
     assert [file.path for file in storage.list()] == ["_hidden/.x", "a-1/x", "b"]
-    storage.delete_tree()
+    storage.delete_all([info.path for info in storage.list()])
     assert storage.list() == []
 
 

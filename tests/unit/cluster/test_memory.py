@@ -1,6 +1,13 @@
 import pytest
 
-from hilander_dist.cluster.memory import bytes_per_row, check_memory, stored_bytes, task_bytes
+from hilander_dist.cluster.memory import (
+    bytes_per_row,
+    check_memory,
+    merge_bytes,
+    mergeable_pairs,
+    stored_bytes,
+    task_bytes,
+)
 from hilander_dist.config import Config, RawModel
 from hilander_dist.errors import ClusterError
 from hilander_dist.lander.model import Lander
@@ -45,3 +52,9 @@ def test_no_number_of_shards_is_named_where_none_would_do(monkeypatch: pytest.Mo
     cluster_of(monkeypatch, 300 * MB)
     with pytest.raises(ClusterError, match=r"use nodes with at least 2\.5 GB$"):
         check_memory(10**6, 256, 4, GCN, Config())
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 16_000_000])
+def test_a_task_with_the_memory_for_so_many_pairs_merges_so_many(pairs: int) -> None:
+    assert mergeable_pairs(merge_bytes(pairs)) == pairs
+    assert mergeable_pairs(merge_bytes(pairs) - 1) == pairs - 1

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilander_dist.cluster import output as output_module
-from hilander_dist.cluster.levels import LevelOutput, Nodes, run_levels
-from hilander_dist.cluster.links import link_by_model
+from hilander_dist.cluster.hierarchy.levels import Hierarchy, LevelOutput, Nodes, run_levels
+from hilander_dist.cluster.hierarchy.links import link_by_model
 from hilander_dist.cluster.output import cluster_table, extend_chain, write_assignments, write_outputs
 from hilander_dist.config import InputConfig
 from hilander_dist.evaluate import evaluate_tables
 from hilander_dist.ingest import ingest
 from hilander_dist.knn.layout import CHUNK
+from hilander_dist.local_tasks import LocalTasks, put, put_all
 from hilander_dist.run import Run
 from hilander_dist.source import Unit, open_source
 from hilander_dist.storage import Storage
 from hilander_dist.tasks import Block
-from tests.local_tasks import LocalTasks, put, put_all
 from tests.points import clustered
 from tests.unit.cluster.small import options, random_model
 
@@ -79,14 +80,20 @@ def take(block: Block, rows: np.ndarray) -> Block:
     return {name: array[rows] for name, array in block.items()}
 
 
+def answering(levels: list[LevelOutput], chosen: int, tree: Block | None = None) -> Hierarchy:
+    return Hierarchy(levels, chosen, put(tree) if tree else None, {})
+
+
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     sizes=st.lists(st.integers(1, 40), min_size=2, max_size=5).map(lambda sizes: sorted(sizes, reverse=True)),
+    data=st.data(),
 )
-def test_chains_are_the_composition_of_the_levels(seed: int, sizes: list[int]) -> None:
+def test_chains_are_the_composition_of_the_levels(seed: int, sizes: list[int], data: st.DataObject) -> None:
     maps = random_hierarchy(seed, sizes)
     levels = level_outputs(seed, maps, 1)
+    chosen = data.draw(st.integers(0, len(levels) - 1))
     chain: Block = {}
     for index in reversed(range(len(levels))):
         members, trees = (levels[index].members[0].value, levels[index].trees[0].value)
@@ -97,13 +104,15 @@ def test_chains_are_the_composition_of_the_levels(seed: int, sizes: list[int]) -
         expected_parent = maps[index + 1] if above else np.full(levels[index].clusters, -1)
         np.testing.assert_array_equal(table["parent_N"], expected_parent)
         asked = np.unique(table["parent_N"])
-        chain = extend_chain(0, table, [asked], [take(chain, asked)] if above else [])
+        chain = extend_chain(0, table, [asked], [take(chain, asked)] if above else [], index == chosen)
     samples = take(chain, maps[0])
     at = np.arange(sizes[0])
     for index, label_N in enumerate(maps):
         at = label_N[at]
         np.testing.assert_array_equal(samples["chain_NL"][:, index], at)
-    np.testing.assert_array_equal(np.unique(chain["top_N"]), np.sort(levels[-1].trees[0].value["id_N"]))
+        if index == chosen:
+            trees = levels[index].trees[0].value
+            np.testing.assert_array_equal(samples["peak_N"], trees["id_N"][np.argsort(trees["rank_N"])][at])
     assert members.keys() >= {"at_N", "label_N"}
 
 
@@ -121,20 +130,27 @@ def test_a_range_of_clusters_is_found_among_the_trees_of_all_shards() -> None:
     assert table["count_N"].tolist() == [6, 7, 8]
     assert table["cohesion_N"].tolist() == [5, 6, 7]
     assert table["parent_N"].tolist() == [1, 0, 2]
-    top = extend_chain(5, table, [], [])
+    assert "similarity_N" not in table
+    top = extend_chain(5, table, [], [], True)
     assert top["chain_NL"].tolist() == [[5], [6], [7]]
-    assert top["top_N"].tolist() == [50, 60, 70]
+    assert top["peak_N"].tolist() == [50, 60, 70]
 
 
 def test_parents_of_several_owners_are_looked_up_in_their_order() -> None:
-    table = {"parent_N": np.array([9, 2, 9]), "peak_N": np.zeros(3, np.int64)}
+    table = {"parent_N": np.array([9, 2, 9]), "peak_N": np.array([4, 5, 6]), "count_N": np.array([7, 8, 9])}
     answers = [
-        {"chain_NL": np.array([[2, 0]]), "top_N": np.array([20])},
-        {"chain_NL": np.array([[9, 1]]), "top_N": np.array([90])},
+        {"chain_NL": np.array([[2, 0]]), "peak_N": np.array([20]), "size_N": np.array([25])},
+        {"chain_NL": np.array([[9, 1]]), "peak_N": np.array([90]), "size_N": np.array([95])},
     ]
-    chain = extend_chain(4, table, [np.array([2]), np.array([9])], answers)
+    needs = [np.array([2]), np.array([9])]
+    chain = extend_chain(4, table, needs, answers, False)
     assert chain["chain_NL"].tolist() == [[4, 9, 1], [5, 2, 0], [6, 9, 1]]
-    assert chain["top_N"].tolist() == [90, 20, 90]
+    assert chain["peak_N"].tolist() == [90, 20, 90]
+    assert chain["size_N"].tolist() == [95, 25, 95]
+    answer = extend_chain(4, table, needs, answers, True)
+    assert answer["chain_NL"].tolist() == chain["chain_NL"].tolist()
+    assert answer["peak_N"].tolist() == [4, 5, 6]
+    assert answer["size_N"].tolist() == [7, 8, 9]
 
 
 def new_run(directory: Path) -> Run:
@@ -151,9 +167,9 @@ def read(run: Run, folder: str) -> pa.Table:
     return pa.concat_tables([run.output.read_table(info.path) for info in run.output.list(folder)])
 
 
-@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize(("labelled", "chosen"), [(False, 2), (True, 2), (True, 1), (False, 0)])
 def test_a_made_up_hierarchy_is_written_in_input_order(
-    tmp_path: Path, labelled: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, labelled: bool, chosen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output_module, "CLUSTERS_PER_FILE", 7)
     n = 60
@@ -169,10 +185,11 @@ def test_a_made_up_hierarchy_is_written_in_input_order(
         run = new_run(tmp_path / f"out{shards}")
         tasks = LocalTasks(run.work)
         data = ingest(tasks, run, source)
-        levels = level_outputs(5, maps, shards)
-        write_outputs(tasks, run.output, run.work, data, levels)
+        found = answering(level_outputs(5, maps, shards), chosen)
+        write_outputs(tasks, run.output, run.work, data, found)
         written.append(files(run))
     assert written[0] == written[1]
+    assert not any(path.startswith("tree") for path in written[0])
     assert [path for path in written[0] if path.startswith("assignments")] == [
         "assignments/part-00000.parquet",
         "assignments/part-00001.parquet",
@@ -181,18 +198,19 @@ def test_a_made_up_hierarchy_is_written_in_input_order(
 
     (one,) = level_outputs(5, maps, 1)[0].members
     rows = read(run, "assignments").to_pylist()
-    top = level_outputs(5, maps, 1)[-1].trees[0].value
-    peaks = set(top["id_N"].tolist())
+    answer = level_outputs(5, maps, 1)[chosen].trees[0].value
+    peaks = set(answer["id_N"].tolist())
     members = take(one.value, np.argsort(one.value["id_N"]))
     for i, row in enumerate(rows):
         chain = [maps[0][i], maps[1][maps[0][i]], maps[2][maps[1][maps[0][i]]]]
         assert (row["id"], row["level_0"], row["level_1"], row["level_2"]) == (ids[i], *chain)
-        assert row["cluster_id"] == chain[-1]
+        assert row["cluster_id"] == chain[chosen]
         assert row["is_peak"] == (i in peaks)
         assert row["density"] == members["density_N"][i]
         assert row["confidence"] == (None if np.isnan(members["confidence_N"][i]) else 0.75)
 
     clusters = read(run, "clusters").to_pylist()
+    assert clusters[0].keys() == {"level", "cluster_id", "parent_id", "size", "peak_id", "cohesion"}
     assert [(row["level"], row["cluster_id"]) for row in clusters] == [
         (level, cluster) for level, count in enumerate((20, 9, 3)) for cluster in range(count)
     ]
@@ -211,14 +229,38 @@ def test_a_made_up_hierarchy_is_written_in_input_order(
         assert run.output.read_json("metrics.json") == evaluate_tables([read(run, "assignments")], known)
 
 
+def test_a_path_with_joined_means_above_it_tells_shifts_similarities_margins_and_the_tree(tmp_path: Path) -> None:
+    maps = random_hierarchy(3, [30, 12, 5, 1])
+    pq.write_table(pa.table({"id": list(range(30)), "embedding": [[1.0, 2.0]] * 30}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path), InputConfig())
+    low, high, joined = level_outputs(3, maps, 1)
+    rows = low.members[0].value
+    margin_N = np.where(rows["id_N"] % 7 == 0, np.nan, rows["id_N"] / 64).astype(np.float32)
+    low = replace(low, members=put_all([{**rows, "margin_N": margin_N}]), numbers={"shift": -0.5})
+    high = replace(high, numbers={"shift": 1.0})
+    similar = {**joined.trees[0].value, "similarity_N": np.array([0.25], dtype=np.float32)}
+    joined = replace(joined, trees=put_all([similar]))
+    tree = {f"{name}_M": np.arange(4) + at for at, name in enumerate(("first", "second", "distance", "count", "level"))}
+    run = new_run(tmp_path / "out")
+    tasks = LocalTasks(run.work)
+    data = ingest(tasks, run, source)
+    write_outputs(tasks, run.output, run.work, data, answering([low, high, joined], 1, tree))
+    told = {(row["level"], row["shift"], row["similarity"]) for row in read(run, "clusters").to_pylist()}
+    assert told == {(0, -0.5, None), (1, 1.0, None), (2, None, 0.25)}
+    assigned = read(run, "assignments").to_pylist()
+    assert [row["margin"] for row in assigned] == [None if row % 7 == 0 else row / 64 for row in range(30)]
+    written = read(run, "tree").to_pydict()
+    assert written == {name.removesuffix("_M"): column.tolist() for name, column in tree.items()}
+
+
 def test_labels_that_are_all_null_give_no_metrics(tmp_path: Path) -> None:
     columns = {"id": [1, 2], "embedding": [[1.0], [2.0]], "label": pa.array([None, None], pa.string())}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     source = open_source(str(tmp_path), InputConfig())
     run = new_run(tmp_path / "out")
     tasks = LocalTasks(run.work)
-    levels = level_outputs(0, [np.array([0, 1])], 1)
-    write_outputs(tasks, run.output, run.work, ingest(tasks, run, source), levels)
+    found = answering(level_outputs(0, [np.array([0, 1])], 1), 0)
+    write_outputs(tasks, run.output, run.work, ingest(tasks, run, source), found)
     assert [path.partition("/")[0] for path in files(run)] == ["assignments", "clusters"]
     assert read(run, "assignments")["id"].type == pa.int64()
 
@@ -237,7 +279,7 @@ def test_assignments_that_do_not_match_the_rows_of_the_unit_are_not_written(tmp_
     ]
     output = Storage(str(tmp_path / "out"))
     with pytest.raises(AssertionError, match="unit 0: assignments do not match its rows"):
-        write_assignments(output, work, Unit(0, "a", "parquet", 0, 0, 3, (0, 1)), inbox, None, 1)
+        write_assignments(output, work, Unit(0, "a", "parquet", 0, 0, 3, (0, 1)), inbox, None, 1, 0)
     assert output.list() == []
 
 
@@ -262,7 +304,7 @@ def test_a_run_writes_the_same_files_for_any_sharding_and_loses_no_row(tmp_path:
         nodes = Nodes(data.parts, data.rows, source.dim, source.rows)
         link = link_by_model(model, put(model), 0.2, "default")
         levels = run_levels(tasks, run, nodes, options(shards=shards), link)
-        write_outputs(tasks, run.output, run.work, data, levels)
+        write_outputs(tasks, run.output, run.work, data, answering(levels, len(levels) - 1))
         written.append(files(run))
     assert len(levels) >= 2
     assert written[0].keys() == written[1].keys()

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilander_dist.cluster import whitening
-from hilander_dist.cluster.features import FIXED_POINT
-from hilander_dist.cluster.levels import Nodes
-from hilander_dist.cluster.truth import link_by_labels
+from hilander_dist.cluster.hierarchy.features import FIXED_POINT
+from hilander_dist.cluster.hierarchy.label_links import link_by_labels
+from hilander_dist.cluster.hierarchy.levels import Nodes
+from hilander_dist.cluster.hierarchy.roots import find_roots
 from hilander_dist.cluster.whitening import (
     MAP,
     MOST_LOST,
@@ -26,14 +27,14 @@ from hilander_dist.cluster.whitening import (
 )
 from hilander_dist.errors import ClusterError
 from hilander_dist.ingest import normalise_rows
-from hilander_dist.knn.graph import GraphOptions
-from hilander_dist.knn.layout import CHUNK, load_quantizer, load_space, save_quantizer
+from hilander_dist.knn.graph import GraphOptions, knn_graph
+from hilander_dist.knn.layout import CHUNK, Level, load_quantizer, load_space, save_quantizer
 from hilander_dist.knn.quantizer import flat_quantizer
-from hilander_dist.lander.episodes import exact_neighbours
+from hilander_dist.local_tasks import LocalTasks, held
 from hilander_dist.run import Run
 from hilander_dist.storage import Storage
-from hilander_dist.tasks import Block, Loader
-from tests.local_tasks import LocalTasks, held
+from hilander_dist.tasks import Block, Loader, Ref, Tasks
+from hilander_dist.training.episodes import exact_neighbours
 from tests.unit.cluster.small import same_bytes
 
 DIM, CLASSES, N = 12, 40, 3 * CHUNK + 70
@@ -57,6 +58,17 @@ def cut(rows: Block, parts: int) -> Nodes:
     return Nodes(held(blocks), N, DIM, N)
 
 
+def by_labels(tasks: Tasks, nodes: Nodes, shards: int, search: GraphOptions, prefix: str) -> tuple[Level, list[Ref]]:
+    """Clusters within classes alone: trees of links to denser neighbours of the own class."""
+    level, graph, _ = knn_graph(tasks, nodes.parts, nodes.n, nodes.dim, shards, search, prefix)
+    links = link_by_labels(merge_across_labels=False)(tasks, level, graph, prefix).blocks
+    return level, [tasks.call(root_labels, block) for block in find_roots(tasks, links, level.starts)]
+
+
+def root_labels(pointers: Block) -> Block:
+    return {"label_N": pointers["pointer_N"]}
+
+
 def whitened(
     rows: Block, path: Path, shards: int, parts: int, **search: Any
 ) -> tuple[Block, dict[str, Any], LocalTasks]:
@@ -68,7 +80,7 @@ def whitened(
         shards,
         GraphOptions(20, 1.0, 0, **search),
         0,
-        link_by_labels(merge_across_labels=False),
+        by_labels,
     )
     return joined(found), numbers, tasks
 
@@ -133,7 +145,7 @@ def test_a_cluster_without_the_memory_is_told_so(rows: Block, tmp_path: Path) ->
     with pytest.raises(
         ClusterError, match=r"whitening of 1606 rows of 12 dimensions takes up to 0\.4 GB, .* offers 0\.4 GB"
     ):
-        whiten(tasks, run, cut(rows, 1), 1, GraphOptions(20, 1.0, 0), 0, link_by_labels(merge_across_labels=False))
+        whiten(tasks, run, cut(rows, 1), 1, GraphOptions(20, 1.0, 0), 0, by_labels)
     assert not tasks.calls
 
 
@@ -192,18 +204,19 @@ def test_regions_until_there_are_enough_rows(
     assert np.flatnonzero(choose_regions(np.array(counts))).tolist() == chosen
 
 
-def test_the_scatter_is_that_within_clusters(rows: Block) -> None:
+def test_the_scatter_is_that_within_clusters(rows: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     x_ND, class_N = rows["x_ND"], rows["class_N"]
     sum_PD = np.zeros((CLASSES, DIM), dtype=np.int64)
     np.add.at(sum_PD, class_N, np.rint(x_ND.astype(np.float64) * FIXED_POINT).astype(np.int64))
-    peaks = {"sum_ND": sum_PD, "count_N": np.bincount(class_N)}
+    count_P = np.bincount(class_N)
     cuts = np.array_split(np.arange(N), 3)
-    found = fit_map([sum_products({"x_ND": x_ND[at]}) for at in cuts], [peaks])
+    found = fit_map([sum_products({"x_ND": x_ND[at]}) for at in cuts], sum_PD, count_P)
     mean_CD = np.stack([x_ND[class_N == c].mean(0) for c in range(CLASSES)])
     apart_ND = (x_ND - mean_CD[class_N]).astype(np.float64)
     np.testing.assert_allclose(found, whitening_map(apart_ND.T @ apart_ND, N - CLASSES), rtol=1e-3, atol=1e-4)
-    halves = [{name: column[at] for name, column in peaks.items()} for at in (slice(0, 7), slice(7, None))]
-    assert same_bytes(fit_map([sum_products({"x_ND": x_ND})], halves), found)
+    assert same_bytes(fit_map([sum_products({"x_ND": x_ND})], sum_PD, count_P), found)
+    monkeypatch.setattr(whitening, "_ROWS_AT_ONCE", 7)
+    np.testing.assert_allclose(fit_map([sum_products({"x_ND": x_ND})], sum_PD, count_P), found, rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=50, deadline=None)

@@ -14,9 +14,9 @@ from hilander_dist.knn.graph import GraphOptions, GraphStats, knn_graph, search_
 from hilander_dist.knn.layout import CHUNK
 from hilander_dist.knn.quantizer import nearest_cells, one_group
 from hilander_dist.knn.recall import Probing, mean_interval, share_of, truth_path
+from hilander_dist.local_tasks import LocalTasks, held
 from hilander_dist.tasks import Block, Lazy
 from tests import oracle
-from tests.local_tasks import LocalTasks, held
 from tests.points import all_equal, clustered, negative_only, with_duplicates
 
 DIM = 8
@@ -201,7 +201,7 @@ def test_a_shard_fetches_only_the_shards_that_it_probes() -> None:
 def test_a_third_of_all_rows_in_a_crowd_cost_few_comparisons(
     noise: float, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hilander_dist.knn.crowds.CROWD_LIMIT", 300)
+    monkeypatch.setattr("hilander_dist.knn.near_duplicates.CROWD_LIMIT", 300)
     monkeypatch.setattr(recall_module, "CROWD_LIMIT", 300)
     monkeypatch.setattr(layout, "choose_nlist", lambda n: 40)
     rng = np.random.default_rng(0)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hilander_dist.knn.crowds import offered_rows
 from hilander_dist.knn.kernel import TILE_QUERIES, TILE_ROWS, count_near, search_part
+from hilander_dist.knn.near_duplicates import offered_rows
 from hilander_dist.knn.ranking import Float32, Int64, Rows, empty_candidates, exact_sim, finish, rounding_bound
 
 KINDS = ["clustered", "duplicates", "all_equal", "grid", "collinear", "one_hot", "opposite", "within_rounding"]
@@ -205,7 +205,7 @@ def near_copies(n: int, dim: int, noise: float, rng: np.random.Generator) -> np.
 
 def test_of_a_crowd_only_a_few_rows_are_offered_and_others_always(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"CROWD_LIMIT": 40, "CROWD_RUNS": 4, "CROWD_RUN": 3}.items():
-        monkeypatch.setattr(f"hilander_dist.knn.crowds.{name}", value)
+        monkeypatch.setattr(f"hilander_dist.knn.near_duplicates.{name}", value)
     rng = np.random.default_rng(0)
     x_ND = near_copies(200, 8, 1e-5, rng)
     alone = np.array([3, 60, 61, 150])

@@ -18,8 +18,8 @@ from hilander_dist.knn.layout import (
     sample_rows,
 )
 from hilander_dist.knn.quantizer import nearest_cells
+from hilander_dist.local_tasks import LocalTasks, held, put_all
 from hilander_dist.tasks import Block
-from tests.local_tasks import LocalTasks, held, put_all
 from tests.points import clustered
 
 CELLS = st.lists(st.integers(0, 5), max_size=60).map(lambda cells: np.array(cells, dtype=np.int32))

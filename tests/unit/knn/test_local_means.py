@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from hilander_dist.knn.local_means import COSINE_ONE, edge_cosines, local_means
 from tests.points import random_rows
-from tests.unit.knn.test_shared import random_lists
+from tests.unit.knn.test_neighbour_overlap import random_lists
 
 
 def means_by_definition(x_ND: np.ndarray, nbr_NK: np.ndarray, depth: int) -> np.ndarray:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilander_dist.knn import recall as recall_module
-from hilander_dist.knn.crowds import CROWD_LIMIT, CROWD_RUN, CROWD_RUNS
 from hilander_dist.knn.layout import assign_cells, move_rows, sample_rows
+from hilander_dist.knn.near_duplicates import CROWD_LIMIT, CROWD_RUN, CROWD_RUNS
 from hilander_dist.knn.recall import (
     CHOOSING,
     REPORTING,
@@ -22,9 +22,9 @@ from hilander_dist.knn.recall import (
     sample_truth,
     share_of,
 )
+from hilander_dist.local_tasks import LocalTasks, held, put_all
 from hilander_dist.tasks import Block
 from tests import oracle
-from tests.local_tasks import LocalTasks, held, put_all
 from tests.points import clustered
 
 

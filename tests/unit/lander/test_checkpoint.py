@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilander_dist import __version__
-from hilander_dist.config import Calibration, RawModel, RelationalModel
+from hilander_dist.config import RawModel, RelationalModel
 from hilander_dist.errors import ModelError
 from hilander_dist.lander.checkpoint import AnyLander, load_checkpoint, model_hash, save_checkpoint
+from hilander_dist.lander.inference import Inference
 from hilander_dist.lander.model import Lander
 from hilander_dist.lander.relational import RelationalLander
 
@@ -29,6 +30,13 @@ OPTIONS: list[dict[str, Any]] = [
 def make_model(dim: int = 5, **options: Any) -> Lander:
     torch.manual_seed(0)
     return Lander(dim, RawModel.model_validate({"hidden": 8, **options}))
+
+
+def make_relational(**inference: Any) -> RelationalLander:
+    torch.manual_seed(0)
+    model = RelationalLander(RelationalModel(hidden=8))
+    model.inference = Inference(**inference)
+    return model
 
 
 def official(model: Lander, **changes: Any) -> bytes:
@@ -89,17 +97,19 @@ class TestOwnFormat:
         data = save_checkpoint(make_model(), {"epochs": "3"})
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         assert json.loads(header["hilander"]) == {
-            "schema": 1,
+            "schema": 2,
             "hilander_version": __version__,
             "dim": 5,
             "model": RawModel(hidden=8).model_dump(),
-            "calibration": None,
+            "inference": None,
             "training": {"epochs": "3"},
         }
 
     def test_equal_models_give_equal_bytes(self) -> None:
         metadata = {str(number): "x" for number in range(20)}
         assert len({save_checkpoint(make_model(), metadata) for _ in range(5)}) == 1
+        assert len({save_checkpoint(make_relational(shift=0.5, whiten=True), metadata) for _ in range(5)}) == 1
+        assert len({save_checkpoint(make_relational(shift=shift), {}) for shift in (None, 0.0, 0.5)}) == 3
 
     def test_the_backend_is_the_callers(self) -> None:
         data = save_checkpoint(make_model(), {})
@@ -115,12 +125,49 @@ class TestOwnFormat:
             assert isinstance(loaded, RelationalLander)
             assert loaded.config == model.config
 
-    def test_a_relational_header_may_have_the_options_of_raw_models(self) -> None:
-        model = RelationalLander(RelationalModel(hidden=8))
-        raw = {"encoder": "gcn", "cluster_features": None, "heads": 1, "backend": "torch"}
-        header = {"schema": 1, "dim": None, "model": {**model.config.model_dump(), **raw}}
+    @given(
+        shift=st.none() | st.floats(-9, 9),
+        base_rate=st.floats(0.001, 0.999),
+        k=st.integers(2, 200),
+        whiten=st.booleans(),
+        closed_share=st.floats(0.5, 1, exclude_min=True),
+        shift_step=st.floats(0.01, 2),
+    )
+    @settings(max_examples=25, deadline=None)
+    def test_a_relational_model_keeps_its_weights_its_map_and_what_decides_the_clusters(self, **numbers: Any) -> None:
+        model = make_relational(**numbers)
+        model.set_map(torch.arange(9.0).reshape(3, 3))
+        loaded = load_checkpoint(save_checkpoint(model, {}), "model", RawModel())
+        assert isinstance(loaded, RelationalLander)
+        assert loaded.inference == model.inference == Inference(**numbers)
+        assert loaded.dim == 3
+        state = model.state_dict()
+        assert loaded.state_dict().keys() == state.keys()
+        assert all(value.equal(state[key]) for key, value in loaded.state_dict().items())
+
+    def test_what_decides_the_clusters_is_no_part_of_the_hash_of_the_weights(self) -> None:
+        assert model_hash(make_relational(shift=0.5)) == model_hash(make_relational())
+
+    def test_a_relational_checkpoint_from_before_the_level_path_is_to_be_trained_anew(self) -> None:
+        model = make_relational()
+        header = {"schema": 1, "dim": None, "model": model.config.model_dump(), "calibration": {"tau": 0.4}}
         data = safetensors.torch.save(model.state_dict(), {"hilander": json.dumps(header)})
-        assert load_checkpoint(data, "model", RelationalModel()).config == model.config
+        assert message(data) == (
+            "model.pth: a relational checkpoint of hilander_dist before 0.2, whose way of clustering is gone: train it anew"
+        )
+
+    def test_a_raw_checkpoint_from_before_the_level_path_is_read(self) -> None:
+        model = make_model()
+        header = {"schema": 1, "dim": 5, "model": model.config.model_dump(), "calibration": None}
+        data = safetensors.torch.save(model.state_dict(), {"hilander": json.dumps(header)})
+        assert_same(load_checkpoint(data, "model", RelationalModel()), model)
+
+    @pytest.mark.parametrize("inference", [{"shift": "far"}, {"k": 1}, {"tau": 0.5}, 3])
+    def test_damaged_numbers_of_what_decides_the_clusters(self, inference: Any) -> None:
+        model = make_relational()
+        header = {"schema": 2, "dim": None, "model": model.config.model_dump(), "inference": inference}
+        data = safetensors.torch.save(model.state_dict(), {"hilander": json.dumps(header)})
+        assert "header entry is damaged" in message(data)
 
     def test_without_our_header(self) -> None:
         data = safetensors.torch.save(make_model().state_dict())
@@ -147,19 +194,9 @@ class TestOwnFormat:
         )
 
     def test_a_newer_schema(self) -> None:
-        header = json.dumps({"schema": 2, "hilander_version": "9.1"})
+        header = json.dumps({"schema": 3, "hilander_version": "9.1"})
         data = safetensors.torch.save(make_model().state_dict(), {"hilander": header})
         assert "written by hilander_dist 9.1" in message(data)
-
-    def test_a_number_of_an_older_calibration_is_passed_over(self) -> None:
-        header = {
-            "schema": 1,
-            "dim": 5,
-            "model": {"features": "raw", "hidden": 8},
-            "calibration": {"tau": 0.4, "pair_tau": 0.7},
-        }
-        data = safetensors.torch.save(make_model().state_dict(), {"hilander": json.dumps(header)})
-        assert load_checkpoint(data, "model", RelationalModel()).calibration == Calibration(tau=0.4)
 
     def test_weights_that_do_not_fit_the_header(self) -> None:
         model = make_model()

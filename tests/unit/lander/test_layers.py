@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from hilander_dist.lander.layers import GatConvolution, GcnConvolution, Linear, affine_weights
-from tests.unit.lander.graphs import random_neighbours
+from tests.unit.training.made_graphs import random_neighbours
 
 K, TABLE, NODES, WIDTH = 4, 30, 20, 6
 

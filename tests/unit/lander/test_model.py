@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hilander_dist.config import RawModel
-from hilander_dist.lander.level_graphs import LevelGraph
 from hilander_dist.lander.model import Lander
-from tests.unit.lander.graphs import random_graph, random_neighbours
+from hilander_dist.training.level_graphs import LevelGraph
+from tests.unit.training.made_graphs import random_graph, random_neighbours
 
 ENCODERS: list[dict[str, Any]] = [
     {},

@@ -18,16 +18,16 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ray.data.extensions import ArrowTensorType, ArrowTensorTypeV2
 
-from hilander_dist.cluster.levels import Nodes, run_levels
-from hilander_dist.cluster.links import link_by_model
+from hilander_dist.cluster.hierarchy.levels import Hierarchy, Nodes, run_levels
+from hilander_dist.cluster.hierarchy.links import link_by_model
 from hilander_dist.cluster.output import write_outputs
 from hilander_dist.config import InputConfig
 from hilander_dist.errors import InputError
 from hilander_dist.ingest import ingest
+from hilander_dist.local_tasks import LocalTasks, put
 from hilander_dist.run import Run
 from hilander_dist.source import open_source
 from hilander_dist.storage import Storage
-from tests.local_tasks import LocalTasks, put
 from tests.unit.cluster.small import options, random_model
 
 DIM = 3
@@ -225,7 +225,7 @@ def test_every_row_ends_in_assignments_or_in_bad_rows(
             options(max_levels=1),
             link_by_model(MODEL, put(MODEL), 0.3, "default"),
         )
-        write_outputs(tasks, run.output, run.work, data, levels)
+        write_outputs(tasks, run.output, run.work, data, Hierarchy(levels, len(levels) - 1, None, {}))
         found = [run.output.read_table(info.path) for info in run.output.list("assignments")]
         assert [value for table in found for value in table["id"].to_pylist()] == good
         aside = [run.output.read_table(info.path) for info in run.output.list("bad_rows")]

@@ -12,7 +12,7 @@ from torch import Tensor
 from hilander_dist.errors import ModelError
 from hilander_dist.lander import backends
 from hilander_dist.lander.backends import load_backend
-from tests.unit.lander.graphs import random_neighbours
+from tests.unit.training.made_graphs import random_neighbours
 
 Name = Literal["torch", "dgl"]
 NAMES: list[Name] = ["torch", "dgl"]

@@ -1,0 +1,1 @@
+"""From trees and partitions to nested levels of clusters."""

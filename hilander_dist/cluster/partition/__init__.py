@@ -1,0 +1,1 @@
+"""Partitions of a weighted graph: pure functions on arrays, without Ray."""

@@ -1,0 +1,1 @@
+"""Scores of a level's edges and nodes by the network."""

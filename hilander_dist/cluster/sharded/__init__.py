@@ -1,0 +1,1 @@
+"""The same over shards: what travels between tasks."""

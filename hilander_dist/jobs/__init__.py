@@ -1,0 +1,1 @@
+"""One module a command: inputs and options in, a run directory out."""

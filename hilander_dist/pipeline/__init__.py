@@ -1,1 +1,0 @@
-"""The jobs, from a configuration to a finished output directory."""
