@@ -32,6 +32,7 @@ import ray
 import torch
 
 from hilander_dist.cli import main
+from hilander_dist.run import Run
 from hilander_dist.storage import Storage
 from tests import oracle, points
 from tests.integration.s3_server import S3Server, s3_server
@@ -183,6 +184,18 @@ def is_busy_worker(process: psutil.Process) -> bool:
     except psutil.Error:  # it has gone
         return False
     return title.startswith("ray::") and title != "ray::IDLE" and not title.endswith("Agent")
+
+
+def dies_at(marker: str) -> Callable[..., None]:
+    """``Run.mark`` of a process that ends in the place of writing a marker."""
+    mark = Run.mark
+
+    def mark_or_die(run: Run, name: str, numbers: dict[str, Any]) -> None:
+        if name == marker:
+            raise SystemExit(9)
+        mark(run, name, numbers)
+
+    return mark_or_die
 
 
 def start_and_kill(command: list[str], is_time: Callable[[], bool]) -> None:

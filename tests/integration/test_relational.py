@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from hilander_dist.training.calibration import TEMPERATURES
 from hilander_dist.training.episode_course import EpisodeCourse
 from hilander_dist.training.meta_training import Episodes, make_course
 from tests import points
-from tests.integration.conftest import hilander, read_assignments, read_clusters, result_bytes, write_points
+from tests.integration.conftest import dies_at, hilander, read_assignments, read_clusters, result_bytes, write_points
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),
@@ -247,18 +246,6 @@ def test_tuning_by_some_labels(sets: dict[str, Path], tmp_path: Path, monkeypatc
     assert scores_of(tmp_path / "run")["pairwise"]["f"] == pytest.approx(tuning["expected_pairwise_f"], abs=0.1)
     clusters = read_assignments(tmp_path / "run")
     assert len(clusters) == UNSEEN
-
-
-def dies_at(marker: str) -> Callable[..., None]:
-    """``Run.mark`` of a process that ends in the place of writing a marker."""
-    mark = Run.mark
-
-    def mark_or_die(run: Run, name: str, numbers: dict[str, Any]) -> None:
-        if name == marker:
-            raise SystemExit
-        mark(run, name, numbers)
-
-    return mark_or_die
 
 
 def test_more_neighbours_than_can_be_counted_are_refused(sets: dict[str, Path], tmp_path: Path) -> None:

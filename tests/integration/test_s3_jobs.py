@@ -16,7 +16,7 @@ import pyarrow.fs
 import pytest
 
 from tests import points
-from tests.integration.conftest import make_weights, read_assignments, result_bytes, write_points
+from tests.integration.conftest import make_weights, read_assignments, read_clusters, result_bytes, write_points
 from tests.integration.s3_server import S3Server
 
 ROWS, DIM, CLASSES = 600, 16, 20
@@ -106,6 +106,17 @@ def test_a_result_on_s3_is_scored_from_there(results: Path, server: S3Server, en
     assert done.err == ""
 
 
+def test_a_result_on_s3_is_cut_there(results: Path, server: S3Server, env: dict[str, str]) -> None:
+    at = f"s3://{server.bucket}"
+    _succeed(env, "cut", "--run", f"{at}/result", "--output", f"{at}/cut", "--level", 0)
+    _download(server, "cut", results / "cut")
+    assert (results / "cut" / "_SUCCESS").exists()
+    rows, whole = read_assignments(results / "cut"), read_assignments(results / "result")
+    assert rows["cluster_id"].equals(whole["level_0"].rename("cluster_id"))
+    assert rows["id"].equals(whole["id"])
+    assert len(read_clusters(results / "cut")) == rows["cluster_id"].nunique()
+
+
 # From here on: what cannot be reached ends every command within 20 seconds in one line.
 
 
@@ -137,6 +148,7 @@ def test_s3_that_cannot_be_used(
         ["cluster", "--input", source, "--model", model, "--output", there],
         ["train", "--input", source, "--output", there],
         ["evaluate", "--assignments", there, "--labels", source],
+        ["cut", "--run", there, "--output", output, "--level", "0"],
     ]
     with ThreadPoolExecutor(2) as pool:
         for done in pool.map(lambda command: _hilander(env | changes, *command), commands):
