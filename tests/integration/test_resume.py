@@ -8,13 +8,10 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from hilander_dist.cluster.sharded import path
-from hilander_dist.run import Run
 from tests import oracle, points
 from tests.integration.conftest import (
     RAW_SHAPE,
     Outcome,
-    dies_at,
     hilander,
     is_busy_worker,
     make_weights,
@@ -123,21 +120,6 @@ def test_a_driver_killed_again_and_again_goes_on_where_it_was(jobs: dict[str, Jo
     # Nothing that was there has been written again.
     again = _written(work)
     assert {file: again[file] for file in written} == written
-
-
-def test_merges_go_on_where_nodes_have_more_or_less_memory(
-    jobs: dict[str, Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where there is less, clusters are merged by rounds over the shards, and a level leaves other blocks."""
-    job = jobs["general"]
-    for pairs, died_at in ((50, 5), (10**9, 9), (50, 12)):
-        with monkeypatch.context() as patch:
-            patch.setattr(path, "PAIRS_AT_ONCE", pairs)
-            patch.setattr(Run, "mark", dies_at(f"level-0/path-{died_at:02d}"))
-            assert hilander(*job.command(tmp_path / "run")).code == 9
-    outcome = hilander(*job.command(tmp_path / "run"))
-    assert outcome.code == 0, outcome.err
-    assert result_bytes(tmp_path / "run") == job.expected
 
 
 def _written(work: Path) -> dict[Path, int]:

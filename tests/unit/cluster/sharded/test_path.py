@@ -202,3 +202,18 @@ def test_a_run_goes_on_at_the_level_in_which_it_was(
     assert tasks.calls.count("_merge_all") == len(all_at_once)
     assert resumed.calls.count("_merge_all") == len([at for at in all_at_once if at > 3])
     assert resumed.calls.count("_pass_shard") == tasks.calls.count("_pass_shard") - 3 * 3
+
+
+def test_blocks_that_an_attempt_left_which_merged_in_the_other_way_are_passed_over(
+    scores: Block, tmp_path: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, *expected = attempt(tmp_path / "one", scores)
+    monkeypatch.setattr(path_module, "PAIRS_AT_ONCE", 30)
+    attempt(tmp_path / "rounds", scores)
+    # With less memory it was killed at some levels, before their markers.
+    left = [name for name in saved(tmp_path / "rounds") if "pointers" in name]
+    assert left
+    for name in left:
+        (tmp_path / "one" / name).write_bytes((tmp_path / "rounds" / name).read_bytes())
+    _, *again = attempt(tmp_path / "one", scores)
+    assert again == expected
