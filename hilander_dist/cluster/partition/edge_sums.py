@@ -96,21 +96,15 @@ def _sum(order_N, at_T, clusters, local_NK, step_NK, expected_Q, weight_Q):  # t
             exits_U[own] += edges - inside
         if place + 1 == len(order_N) or at_T[order_N[place + 1]] != own:
             if pairs + found > len(u_E):
-                size = max(2 * len(u_E), pairs + found)
-                u_E, v_E, weight_E = _grown(u_E, size), _grown(v_E, size), _grown(weight_E, size)
+                more = np.empty(max(len(u_E), found), np.int64)
+                u_E, v_E = np.concatenate((u_E, more)), np.concatenate((v_E, more))
+                weight_E = np.concatenate((weight_E, more))
             for f in range(found):
                 u_E[pairs], v_E[pairs], weight_E[pairs] = own, touched[f], between_U[touched[f]]
                 between_U[touched[f]] = 0
                 pairs += 1
             found = 0
     return row_4, weight_U, edges_U, exits_U, u_E[:pairs].copy(), v_E[:pairs].copy(), weight_E[:pairs].copy()
-
-
-@numba.njit(cache=True)
-def _grown(array, size):  # type: ignore[no-untyped-def]
-    larger = np.empty(size, dtype=array.dtype)
-    larger[: len(array)] = array
-    return larger
 
 
 @numba.njit(cache=True)
