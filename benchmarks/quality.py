@@ -49,8 +49,6 @@ METHODS = (*LANDER, *PEERS, "k-means, true k")
 RAW = ("model.features=raw", "model.hidden=128", "train.epochs=60")
 """The default 512 and 250 take twenty times as long and overfit these small sets more."""
 
-TAU_STEPS = (-0.1, 0.1)
-
 LONG_TAILED = "long-tailed"
 """Class sizes of ``benchmarks.faces``."""
 
@@ -69,8 +67,6 @@ class Row:
     classes: int
     seconds: float
     """Of training or tuning, and clustering."""
-    f_lost: float | None = None
-    """The most of the mean of both F that a tau 0.1 higher or lower loses; relational models."""
 
 
 class Folder(NamedTuple):
@@ -89,12 +85,11 @@ class Folder(NamedTuple):
         hilander("train", *inputs, "--output", str(self.path / output), *arguments)
         return str(self.path / output)
 
-    def cluster(self, data: str, *arguments: str) -> tuple[Any, float]:
-        """Scores of the final clusters of a set's unseen half, and the tau that was used."""
+    def cluster(self, data: str, *arguments: str) -> Any:
+        """Scores of the final clusters of a set's unseen half."""
         points, output = str(self.path / f"{data}-unseen.parquet"), tempfile.mkdtemp(dir=self.path)
         hilander("cluster", "--input", points, "--output", output, *arguments)
-        final = json.loads(hilander("evaluate", "--assignments", output, "--labels", points, "--json"))["final"]
-        return final, json.loads(Path(output, "manifest.json").read_text())["config"]["tau"]
+        return json.loads(hilander("evaluate", "--assignments", output, "--labels", points, "--json"))["final"]
 
 
 def hilander(*arguments: str) -> str:
@@ -116,13 +111,10 @@ def measure_lander(folder: Folder, data: str, method: str, seed: int, classes: i
         sets = [part for option in options for part in ("--set", option)]
         output = f"{data}-{method}-{seed}".replace(" ", "-")
         model = ["--model", folder.train(names, output, *with_seed, *sets)]
-    final, tau = folder.cluster(data, *model, *with_seed)
-    seconds, lost = time.perf_counter() - began, None
-    if not method.startswith("raw"):
-        moved = [folder.cluster(data, *model, *with_seed, "--tau", f"{tau + step:.3f}")[0] for step in TAU_STEPS]
-        lost = max(_mean_f(final) - _mean_f(other) for other in moved)
+    final = folder.cluster(data, *model, *with_seed)
+    seconds = time.perf_counter() - began
     f = final["pairwise"]["f"], final["bcubed"]["f"]
-    return Row(data, method, seed, *f, final["nmi"], final["clusters"], classes, seconds, lost)
+    return Row(data, method, seed, *f, final["nmi"], final["clusters"], classes, seconds)
 
 
 def measure_peer(halves: tuple[Half, Half], data: str, method: str, seed: int) -> Row:
@@ -166,7 +158,7 @@ def compare_workers(folder: Folder, data: str, workers: list[int]) -> str:
             config = load_config(overrides=[f"train.num_workers={count}"])
             output = str(folder.path / f"{data}-workers-{count}")
             run_train_job(str(folder.path / f"{data}-train.parquet"), output, config)
-        final, _ = folder.cluster(data, "--model", output)
+        final = folder.cluster(data, "--model", output)
         found.append((final["pairwise"]["f"], final["bcubed"]["f"]))
         lines.append(f"{data:12}{count} workers{found[-1][0]:>9.4f}{found[-1][1]:>9.4f}")
     spread = np.ptp(np.array(found), axis=0).max()
@@ -185,17 +177,15 @@ def ray_of(cpus: int) -> Iterator[None]:
 
 def format_rows(rows: list[Row]) -> str:
     """One line per set and method: means over seeds, and the largest distance from the mean."""
-    names = ("pair F", "+-", "BCub F", "+-", "NMI", "clusters", "/ true", "seconds", "F lost")
+    names = ("pair F", "+-", "BCub F", "+-", "NMI", "clusters", "/ true", "seconds")
     lines = [f"{'data':22}{'method':18}" + "".join(f"{name:>9}" for name in names)]
     for data, method in dict.fromkeys((row.data, row.method) for row in rows):
         same = [row for row in rows if (row.data, row.method) == (data, method)]
         table = np.array([(row.pairwise_f, row.bcubed_f, row.nmi, row.clusters, row.seconds) for row in same])
         mean, spread = table.mean(0), np.abs(table - table.mean(0)).max(0)
-        lost = [row.f_lost for row in same if row.f_lost is not None]
         lines.append(
             f"{data:22}{method:18}{mean[0]:>9.3f}{spread[0]:>9.3f}{mean[1]:>9.3f}{spread[1]:>9.3f}{mean[2]:>9.3f}"
             f"{mean[3]:>9.0f}{mean[3] / same[0].classes:>9.2f}{mean[4]:>9.1f}"
-            + (f"{max(lost):>9.3f}" if lost else f"{'-':>9}")
         )
     return "\n".join(lines)
 
@@ -233,10 +223,6 @@ def format_figures(rows: list[Row]) -> str:
             f"general / best raw, pairwise F: {each}; on average {np.mean(list(ratios.values())):.2f} (asked: 1.47)"
         )
     return "\n".join(lines)
-
-
-def _mean_f(final: Any) -> float:
-    return float((final["pairwise"]["f"] + final["bcubed"]["f"]) / 2)
 
 
 def main() -> None:
