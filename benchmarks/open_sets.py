@@ -23,7 +23,7 @@ from hilander_dist.cluster.local import cluster_points, f_scores
 from hilander_dist.cluster.partition.average_linkage import cut
 from hilander_dist.cluster.relational import score_rows, whitened_rows
 from hilander_dist.cluster.sharded.labels import own_labels
-from hilander_dist.cluster.sharded.path import labels_at, merge_path
+from hilander_dist.cluster.sharded.path import labels_by_level, merge_path
 from hilander_dist.config import RelationalModel
 from hilander_dist.ingest import normalise_rows
 from hilander_dist.jobs.models import GENERAL
@@ -119,7 +119,7 @@ def path_labels(x_ND: np.ndarray, model: RelationalLander) -> tuple[np.ndarray, 
 
     def labels(inference: Inference) -> list[np.ndarray]:
         path = merge_path(tasks, None, graph, inference, f"{inference.first_shift}-{inference.last_shift}")
-        found = [tasks.get(labels_at(tasks, graph, path, at))[0] for at in range(len(path.levels))]
+        found = [tasks.get(refs)[0] for refs in labels_by_level(tasks, graph, path)]
         return [own_labels(block, N)[order] for block in found]
 
     inference = model.inference

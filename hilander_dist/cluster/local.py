@@ -11,7 +11,7 @@ from hilander_dist.cluster.partition.log_odds import quantise
 from hilander_dist.cluster.relational import cluster_rows, whitened_rows
 from hilander_dist.cluster.scoring.halo import plan_halo
 from hilander_dist.cluster.sharded.labels import own_labels
-from hilander_dist.cluster.sharded.path import labels_at, merge_path
+from hilander_dist.cluster.sharded.path import labels_by_level, merge_path
 from hilander_dist.cluster.sharded.seeds import scored_graph
 from hilander_dist.evaluate import contingency, scores
 from hilander_dist.exchange import concat_blocks
@@ -77,7 +77,7 @@ def cluster_graph(nbr_NK: np.ndarray, logit_NK: np.ndarray, density_N: np.ndarra
     scored = [put({"step_NK": quantise(logit_NK), "density_N": density_N})]
     seeded = scored_graph(tasks, level, graph, halo, scored, inference)
     path = merge_path(tasks, None, seeded, inference, "graph")
-    labels = [tasks.get(labels_at(tasks, seeded, path, at))[0] for at in range(len(path.levels))]
+    labels = [tasks.get(refs)[0] for refs in labels_by_level(tasks, seeded, path)]
     return LocalPath(
         np.stack([own_labels(block, N) for block in labels]),
         choose_level(path.levels, seeded.linked, inference).level,

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from hilander_dist.cluster.partition.average_linkage import cut as cut_tree
 from hilander_dist.config import Config
-from hilander_dist.errors import ConfigError, InputError
+from hilander_dist.errors import ConfigError, InputError, OutputError
 from hilander_dist.jobs.job import MANIFEST_VERSION
 from hilander_dist.monitor.log import logger
 from hilander_dist.monitor.progress import Progress
@@ -56,14 +56,17 @@ def run_cut_job(
     source = Storage(run_uri)
     manifest = finished_run(source)
     cut = choose_cut(manifest, level, clusters, shift, with_tree=source.is_directory("tree"))
-    refuse_overlap([run_uri], output_uri)
+    try:
+        refuse_overlap([run_uri], output_uri)
+    except OutputError:
+        raise OutputError(f"{output_uri}: stands in the run {run_uri}: choose an --output beside it") from None
     output = Storage(output_uri)
     output.check_writable()
     fingerprint = {"job": "cut", "run": manifest["fingerprint"], "cut": cut, "code": code_version()}
     with Run(output, fingerprint, restart) as run, ray_session(address, debug, Config().cluster.wait_s):
         tasks = Tasks(run.work, run.saved, Progress())
         plan = tasks.call(_plan_cut, source, cut, manifest["chosen_level"])
-        files = [info.path for info in source.list() if info.path.startswith("assignments/")]
+        files = [info.path for info in source.list("assignments")]
         written = [tasks.call(_cut_file, source, output, path, plan, cut, manifest["chosen_level"]) for path in files]
         made = tasks.call(_write_clusters, output, plan)
         tasks.wait([*written, made], "cut")
@@ -130,12 +133,12 @@ def choose_cut(
 def _plan_cut(source: Storage, cut: dict[str, int], chosen: int) -> pa.Table:
     """The clusters of the cut: cluster_id (of the level that is cut, or of the run's answer), to_id (in the cut), peak_id, size."""
     level = cut.get("level", chosen)
-    paths = [info.path for info in source.list() if info.path.startswith(f"clusters/level-{level:02d}-")]
+    paths = [info.path for info in source.list("clusters") if info.path.startswith(f"clusters/level-{level:02d}-")]
     table = pa.concat_tables(source.read_table(path) for path in sorted(paths)).sort_by("cluster_id")
     columns = {name: table[name] for name in ("cluster_id", "peak_id", "size", "cohesion")}
     if "clusters" not in cut:
         return pa.table({**columns, "to_id": table["cluster_id"], "is_peak": pa.array(np.ones(len(table), dtype=bool))})
-    tree = pa.concat_tables(source.read_table(info.path) for info in source.list() if info.path.startswith("tree/"))
+    tree = pa.concat_tables(source.read_table(info.path) for info in source.list("tree"))
     first_M, second_M, level_M = (tree[name].to_numpy() for name in ("first", "second", "level"))
     label_C = cut_tree(first_M, second_M, level_M, cut["clusters"])
     peak_C = _densest(source, table, label_C)
@@ -149,11 +152,10 @@ def _plan_cut(source: Storage, cut: dict[str, int], chosen: int) -> pa.Table:
 def _densest(source: Storage, table: pa.Table, label_C: np.ndarray) -> np.ndarray:
     """Which clusters of the run's answer have the densest row of their new cluster: bool (C)."""
     density_C = np.empty(len(table), dtype=np.float32)
-    for info in source.list():
-        if info.path.startswith("assignments/"):
-            rows = source.read_table(info.path, columns=["cluster_id", "density", "is_peak"])
-            rows = rows.filter(rows["is_peak"])
-            density_C[rows["cluster_id"].to_numpy()] = rows["density"].to_numpy()
+    for info in source.list("assignments"):
+        rows = source.read_table(info.path, columns=["cluster_id", "density", "is_peak"])
+        rows = rows.filter(rows["is_peak"])
+        density_C[rows["cluster_id"].to_numpy()] = rows["density"].to_numpy()
     order = np.lexsort((np.arange(len(table)), -density_C, label_C))
     first = np.r_[True, label_C[order][1:] != label_C[order][:-1]]
     peak_C = np.zeros(len(table), dtype=bool)

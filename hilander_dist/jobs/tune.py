@@ -19,7 +19,7 @@ from hilander_dist.cluster.local import f_scores
 from hilander_dist.cluster.memory import bytes_per_row, check_memory, task_bytes
 from hilander_dist.cluster.relational import score_rows
 from hilander_dist.cluster.sharded.labels import own_labels
-from hilander_dist.cluster.sharded.path import Path, ScoredGraph, labels_at, merge_path
+from hilander_dist.cluster.sharded.path import labels_by_level, merge_path
 from hilander_dist.config import Config, InputConfig
 from hilander_dist.errors import InputError, ModelError
 from hilander_dist.evaluate import known_labels
@@ -95,7 +95,9 @@ def run_tune_job(
         level, graph, _ = score_rows(tasks, nodes, shards, options, model, ray.put(model), "level-0")
         path = merge_path(tasks, run, graph, model.inference, "level-0")
         row_ref = ray.put(row_M)
-        found_LM = np.stack([_clusters(tasks, level, graph, path, at, row_ref) for at in range(len(path.levels))])
+        found_LM = np.stack(
+            [_clusters(tasks, level, labels, row_ref) for labels in labels_by_level(tasks, graph, path)]
+        )
         tuning = choose_by_labels(found_LM, class_M, [stats.shift for stats in path.levels])
         model.inference = model.inference.model_copy(update={"shift": tuning["shift"], "k": config.k})
         output.put("model.safetensors", save_checkpoint(model, {"tuned_on": str(len(row_M))}))
@@ -225,9 +227,8 @@ def _harmonic_mean(precision: float, recall: float) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _clusters(tasks: Tasks, level: Level, graph: ScoredGraph, path: Path, at: int, row_M: Ref) -> np.ndarray:
-    """The cluster of each labelled item at a level, as its label."""
-    labels = labels_at(tasks, graph, path, at)
+def _clusters(tasks: Tasks, level: Level, labels: list[Ref], row_M: Ref) -> np.ndarray:
+    """The cluster of each labelled item, as its label, by the labels of a level."""
     found = concat_blocks(
         tasks.get([tasks.call(_labels_of, level.nodes[s], labels[s], row_M) for s in range(level.shards)])
     )

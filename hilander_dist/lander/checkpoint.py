@@ -117,7 +117,7 @@ def _read_own(
             raise ValueError(dim)
         if isinstance(shape, RelationalModel) and header["schema"] == _SCHEMA_OF_HEADS:
             raise ModelError(
-                f"{name}: a relational checkpoint of hilander_dist before 0.2, whose way of clustering is gone: train it anew"
+                f"{name}: a relational checkpoint of an older hilander_dist, whose way of clustering is gone: train it anew"
             )
         found = header.get("inference")
         return state, dim, shape, found and Inference.model_validate(found)

@@ -22,6 +22,7 @@ from ray._private.gcs_utils import create_gcs_channel
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
 
+import hilander_dist
 from tests.integration import ray_head
 from tests.integration.ray_head import RAY
 from tests.integration.s3_server import free_ports
@@ -42,8 +43,8 @@ GROUP = "workers"
 
 
 def clean_env() -> dict[str, str]:
-    """As of ``ray_head``, without other paths: a node may be given the package of another place."""
-    return {name: value for name, value in ray_head.clean_env().items() if name != "PYTHONPATH"}
+    """As of ``ray_head``, with the package that is tested and no other paths: a node may be given that of another place."""
+    return ray_head.clean_env() | {"PYTHONPATH": str(Path(hilander_dist.__file__).parents[1])}
 
 
 class Head:

@@ -147,8 +147,8 @@ def test_what_cannot_be_cut_is_refused_in_one_line(run: Path, tmp_path: Path) ->
         (run, "no", ("--clusters", 0), ("--clusters 0: at least 1",)),
         (run, "no", (), (one,)),
         (run, "no", (*level, "--clusters", 3), (one,)),
-        (run, run, level, (f"{run}: stands in", "choose an --output beside it")),
-        (run, run / "cut", level, (f"{run}/cut: stands in", "choose an --output beside it")),
+        (run, run, level, (f"{run}: stands in the run", "choose an --output beside it")),
+        (run, run / "cut", level, (f"{run}/cut: stands in the run", "choose an --output beside it")),
     ):
         done = cut(source, tmp_path / output, *options)
         assert done.code == 2, done.err

@@ -7,6 +7,7 @@ go first. So between tasks travel sums by cluster, never edges. Each level's mov
 the level in which it was.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from hilander_dist.cluster.memory import merge_bytes, mergeable_pairs
 from hilander_dist.cluster.partition.codelength import cluster_terms, codelength
 from hilander_dist.cluster.partition.edge_sums import sum_edges
 from hilander_dist.cluster.partition.level_choice import LevelStats
-from hilander_dist.cluster.partition.log_odds import mean_probability, probabilities, weights
+from hilander_dist.cluster.partition.log_odds import MOST, mean_probability, probabilities, weights
 from hilander_dist.cluster.partition.map_equation import merge_by_map_equation, sum_pairs
 from hilander_dist.cluster.sharded import merge_rounds
 from hilander_dist.cluster.sharded.labels import NO_MOVES, Moves, apply_moves, relabel
@@ -92,6 +93,8 @@ def merge_path(tasks: Tasks, run: Run | None, graph: ScoredGraph, inference: Inf
             if levels and levels[-1].inside == graph.edges:
                 break
             measured = shifts[at - 1] if at > len(levels) else None
+            if measured is None and at == len(shifts):
+                break
             passed = _pass(tasks, graph, labels, pending, measured, shifts[at] if at < len(shifts) else None)
             labels, pending = passed.labels, []
             if measured is not None:
@@ -110,6 +113,14 @@ def merge_path(tasks: Tasks, run: Run | None, graph: ScoredGraph, inference: Inf
                 pending = [found]
                 clusters -= merged
     return Path(levels, moves)
+
+
+def labels_by_level(tasks: Tasks, graph: ScoredGraph, path: Path) -> Iterator[list[Ref]]:
+    """The labels of each level, per shard, each from those of the one below."""
+    labels = graph.seeds
+    for moves in path.moves:
+        labels = relabel(tasks, labels, [moves], graph.starts)
+        yield labels
 
 
 def labels_at(tasks: Tasks, graph: ScoredGraph, path: Path, level: int) -> list[Ref]:
@@ -161,7 +172,7 @@ def _pass_shard(
     clusters with a weight between them; int64.
     """
     labels = apply_moves(labels, moves)
-    nothing_Q = np.zeros(len(probabilities(0.0)), dtype=np.int64)
+    nothing_Q = np.zeros(2 * MOST + 1, dtype=np.int64)
     sums = sum_edges(
         labels["at_T"],
         len(labels["label_U"]),

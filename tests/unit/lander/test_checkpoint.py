@@ -153,7 +153,7 @@ class TestOwnFormat:
         header = {"schema": 1, "dim": None, "model": model.config.model_dump(), "calibration": {"tau": 0.4}}
         data = safetensors.torch.save(model.state_dict(), {"hilander": json.dumps(header)})
         assert message(data) == (
-            "model.pth: a relational checkpoint of hilander_dist before 0.2, whose way of clustering is gone: train it anew"
+            "model.pth: a relational checkpoint of an older hilander_dist, whose way of clustering is gone: train it anew"
         )
 
     def test_a_raw_checkpoint_from_before_the_level_path_is_read(self) -> None:
