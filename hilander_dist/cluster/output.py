@@ -151,7 +151,7 @@ def _compose(tasks: Tasks, levels: list[LevelOutput], tables: list[list[Ref]], c
         needs: list[list[Ref]] = [[]] * len(tables[index])
         answers = needs
         if chains:
-            keys = [tasks.call(_parents, table) for table in tables[index]]
+            keys = [tasks.call(_column, table, "parent_N") for table in tables[index]]
             above = fixed_starts(levels[index + 1].clusters, CLUSTERS_PER_FILE)
             needs, answers = fetch_rows(tasks, keys, chains, above, take_rows)
         chains = [
@@ -163,7 +163,7 @@ def _compose(tasks: Tasks, levels: list[LevelOutput], tables: list[list[Ref]], c
 
 def _samples_by_unit(tasks: Tasks, data: Ingested, levels: list[LevelOutput], chains: list[Ref]) -> list[list[Ref]]:
     """Per unit of the input the blocks with its samples' output columns."""
-    keys = [tasks.call(_labels, block) for block in levels[0].members]
+    keys = [tasks.call(_column, block, "label_N") for block in levels[0].members]
     starts = fixed_starts(levels[0].clusters, CLUSTERS_PER_FILE)
     needs, answers = fetch_rows(tasks, keys, chains, starts, take_rows)
     units = len(data.source.units)
@@ -182,7 +182,7 @@ def _write_clusters(
     path = any("shift" in level.numbers for level in levels)
     for index, ranges in enumerate(tables):
         shift = levels[index].numbers.get("shift", np.nan) if path else None
-        keys = [tasks.call(_peaks, table) for table in ranges]
+        keys = [tasks.call(_column, table, "peak_N") for table in ranges]
         needs, answers = fetch_rows(tasks, keys, data.source.units, data.source.starts, serve)
         starts = fixed_starts(levels[index].clusters, CLUSTERS_PER_FILE)
         written += [
@@ -258,13 +258,5 @@ def _links_by_key(block: Block, starts: tuple[int, ...]) -> Any:
     return partition_rows({"at_N": block["at_N"], "label_N": block["label_N"]}, block["at_N"], starts)
 
 
-def _labels(block: Block) -> np.ndarray:
-    return block["label_N"]
-
-
-def _parents(block: Block) -> np.ndarray:
-    return block["parent_N"]
-
-
-def _peaks(block: Block) -> np.ndarray:
-    return block["peak_N"]
+def _column(block: Block, name: str) -> np.ndarray:
+    return block[name]

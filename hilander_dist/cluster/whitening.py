@@ -104,8 +104,7 @@ def whiten(
             fitting = tasks.asking(task_bytes(n, _FIT_BYTES * nodes.dim))
             learned = fitting.call(learn_map, products, level.nodes, labels, save=MAP)
             tasks.wait([learned], "whitening map")
-            before, after = tasks.get(fitting.call(_same_share_of, learned)).tolist()
-            clusters = tasks.get(fitting.call(_clusters_of, learned))
+            before, after, clusters = tasks.get(fitting.call(_told, learned))
             numbers = {
                 "learned_from": "first clusters",
                 "rows": n,
@@ -265,12 +264,8 @@ def _check_memory(tasks: Tasks, rows: int, dim: int) -> None:
         )
 
 
-def _same_share_of(learned: Block) -> np.ndarray:
-    return learned["same_2"]
-
-
-def _clusters_of(learned: Block) -> int:
-    return int(learned["clusters_1"][0])
+def _told(learned: Block) -> tuple[float, float, int]:
+    return (*learned["same_2"].tolist(), int(learned["clusters_1"][0]))
 
 
 def _draw(part: Loader, share: float, seed: int) -> Block:

@@ -107,7 +107,7 @@ def _link(answer: list[Block], members: list[Block], sizes: list[int], counts: l
     }
     out: list[Block] = [tree]
     label_C = at_C  # of the level below the one that is made: its rank
-    clusters, rank_T = _of_ranks(nodes, at_C), np.arange(below[-1])
+    clusters, rank_T = _grouped(nodes, at_C, below[-1]), np.arange(below[-1])
     group_of = np.arange(2 * C - 1)
     similarity = np.full(2 * C - 1, np.nan)
     similarity[C:] = merges.similarity_M
@@ -130,10 +130,6 @@ def _link(answer: list[Block], members: list[Block], sizes: list[int], counts: l
         out += [member, tree_rows]
         clusters, rank_T, label_C = upper, np.arange(len(key_C)), rank_G[to_C]
     return unpack(out)
-
-
-def _of_ranks(nodes: Block, rank_C: np.ndarray) -> Block:
-    return _grouped(nodes, rank_C, int(rank_C.max(initial=-1)) + 1)
 
 
 def _grouped(nodes: Block, group_N: np.ndarray, groups: int) -> Block:
