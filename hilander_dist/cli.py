@@ -84,7 +84,7 @@ def cluster(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     k: Neighbours = None,
-    tau: Annotated[float | None, typer.Option("--tau", help="a link needs a probability above this")] = None,
+    tau: Annotated[float | None, typer.Option("--tau", help="raw model: a link needs a probability above this")] = None,
     max_levels: Annotated[int | None, typer.Option("--max-levels", help="levels after which to stop")] = None,
     target_recall: Recall = None,
     seed: Seed = None,
